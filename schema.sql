@@ -1,0 +1,81 @@
+-- The tables of ticketapi: two SQLite files, 3.37 or newer (STRICT tables).
+--
+-- The desk (ticketapi.db) holds users, tickets and tokens. The audit log (ticketapi-audit.db) holds one row for every
+-- request; it is a file of its own because a commit in the desk's file would throw away every reader's page cache.
+-- ticketapi.py runs the part of this file that belongs to the database it creates, then sets user_version.
+--
+-- Times are UTC text with six decimals, 2025-12-04T11:30:16.000000Z: what the API shows, and sortable as it stands.
+
+-- part: desk
+
+-- People. Customers are numbered from 1 in the order in which they first wrote; owners of tokens start at 1,000,000,000,
+-- so that a token made before the first ticket shifts no customer's id. tickets_count is a counter kept with the tickets.
+CREATE TABLE users (
+    id            INTEGER PRIMARY KEY,
+    name          TEXT    NOT NULL,
+    email         TEXT    NOT NULL UNIQUE,
+    tickets_count INTEGER NOT NULL DEFAULT 0 CHECK (tickets_count >= 0),
+    created_at    TEXT    NOT NULL CHECK (length(created_at) = 27)
+) STRICT;
+
+-- The customer with the most tickets, the lowest id first among equals.
+CREATE INDEX users_by_tickets_count ON users (tickets_count DESC) WHERE tickets_count > 0;
+
+-- Tickets. status: 1 = Open, 2 = Closed. created_at and closed_at each grow strictly over the whole desk.
+CREATE TABLE tickets (
+    id         INTEGER PRIMARY KEY,
+    user_id    INTEGER NOT NULL REFERENCES users (id),
+    subject    TEXT    NOT NULL,
+    content    TEXT    NOT NULL,
+    status     INTEGER NOT NULL CHECK (status IN (1, 2)),
+    created_at TEXT    NOT NULL CHECK (length(created_at) = 27),
+    updated_at TEXT    NOT NULL CHECK (length(updated_at) = 27),
+    closed_at  TEXT    CHECK (length(closed_at) = 27),
+    CHECK ((status = 2) = (closed_at IS NOT NULL))
+) STRICT;
+
+-- One index for each list, in the list's order; the id that ends every SQLite index entry breaks ties.
+CREATE INDEX tickets_open    ON tickets (created_at) WHERE status = 1;
+CREATE INDEX tickets_closed  ON tickets (closed_at)  WHERE status = 2;
+CREATE INDEX tickets_by_user ON tickets (user_id, created_at);
+
+-- How many tickets there are of each status, updated in the transaction that changes the tickets, once for each batch.
+CREATE TABLE ticket_counts (
+    status  INTEGER PRIMARY KEY CHECK (status IN (1, 2)),
+    tickets INTEGER NOT NULL CHECK (tickets >= 0)
+) STRICT;
+
+INSERT INTO ticket_counts (status, tickets) VALUES (1, 0), (2, 0);
+
+-- Bearer tokens, as Laravel Sanctum keeps them. token is the SHA-256 of the token's text, in hexadecimal; abilities is a
+-- JSON array of texts. AUTOINCREMENT: the id of a revoked token is never given out again, the audit log refers to it.
+CREATE TABLE personal_access_tokens (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id      INTEGER NOT NULL REFERENCES users (id),
+    name         TEXT    NOT NULL,
+    token        TEXT    NOT NULL UNIQUE CHECK (length(token) = 64),
+    abilities    TEXT    NOT NULL,
+    last_used_at TEXT    CHECK (length(last_used_at) = 27),
+    expires_at   TEXT    CHECK (length(expires_at) = 27),
+    created_at   TEXT    NOT NULL CHECK (length(created_at) = 27)
+) STRICT;
+
+-- part: audit
+
+-- One row for every request under /api. user_id and token_id refer to the desk's file, or are NULL for a request without a
+-- valid token; route_name is NULL where no route matched; query and request_body are JSON objects, secrets redacted.
+CREATE TABLE api_audits (
+    id           INTEGER PRIMARY KEY,
+    user_id      INTEGER,
+    token_id     INTEGER,
+    method       TEXT    NOT NULL,
+    path         TEXT    NOT NULL,
+    route_name   TEXT,
+    status_code  INTEGER NOT NULL,
+    ip_address   TEXT    NOT NULL,
+    user_agent   TEXT,
+    duration_ms  INTEGER NOT NULL CHECK (duration_ms >= 0),
+    query        TEXT,
+    request_body TEXT,
+    created_at   TEXT    NOT NULL CHECK (length(created_at) = 27)
+) STRICT;

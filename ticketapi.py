@@ -1,0 +1,2656 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["bottle>=0.13.4", "waitress>=3.0.2"]
+# ///
+"""ticketapi: a live support desk behind an API, in one file.
+
+It serves a secured, rate-limited, audited and paginated JSON API over a support desk that lives: a ticket arrives every
+minute, one is closed every five, and a million more are one command away. Build dashboards, connectors, SDKs and load
+tests against it.
+
+Commands
+    serve      answer HTTP requests; the built-in scheduler lets tickets arrive and closes them
+    generate   add tickets now, or a whole history of them (--since 90d)
+    process    close the oldest open tickets
+    token      create, list, revoke and prune the tokens that the API asks for
+
+Configuration
+    Every option can be given as a flag, as an environment variable (--generate-every is TICKETAPI_GENERATE_EVERY), or left
+    to its default in `Settings`; the flag wins over the variable. Two SQLite files hold everything: the desk (--db) and
+    its audit log beside it. `schema.sql` describes them.
+
+The life of one request
+    socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > Authenticate > Throttle > Authorize > handler >
+    operation > queries > SQLite > JSON bytes > audit hook (headers, audit row) > Waitress > socket
+
+Security rules
+    - A token is shown once; the database holds its SHA-256 alone, compared in constant time. One answer, 401
+      "Unauthenticated.", for a missing, wrong, expired and revoked token.
+    - Failed guesses draw from a bucket of their address, requests from a bucket of their user.
+    - Every request under /api is in the audit log before its answer is sent, with secrets redacted.
+    - Both files are created 0600. SQL is never put together from input. No answer holds a traceback.
+    - Only a proxy named by --trusted-proxy is believed when it says who the client is.
+
+Rooms, top to bottom; each uses only those above it
+    1 Settings and errors   2 Database   3 Queries   4 Operations   5 Plugins   6 Routes   7 Scheduler   8 Server
+    9 Command line
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import hmac
+import importlib.util
+import ipaddress
+import json
+import logging
+import math
+import os
+import pkgutil
+import re
+import secrets
+import shlex
+import signal
+import socket
+import sqlite3
+import string
+import sys
+import threading
+import time
+import unicodedata
+import zlib
+from bisect import bisect_right
+from calendar import timegm
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from urllib.parse import parse_qsl
+
+__version__ = "1.0.0"
+
+
+def import_lazily(name: str) -> Any:
+    """Return a module that is loaded at its first use, or None when it is not installed.
+
+    Bottle and Waitress take most of the start-up time and only `serve` needs them. This is the recipe of the importlib
+    documentation, "Implementing lazy imports".
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        return None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if TYPE_CHECKING:
+    import bottle
+else:
+    bottle = sys.modules.get("bottle") or import_lazily("bottle")
+
+log = logging.getLogger("ticketapi")
+
+
+# ======================================================================================================================
+# Room 1. Settings and errors: every default, every constant, every kind of failure. Touches nothing.
+# ======================================================================================================================
+
+OPEN, CLOSED = 1, 2
+STATUS_NAMES = {OPEN: "Open", CLOSED: "Closed"}
+
+MICROSECONDS = 1_000_000  # in a second; times inside the program are whole microseconds since 1970, UTC
+MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
+
+DESK_ID, AUDIT_ID = 0x544B5444, 0x544B5441  # SQLite application_id of the two files: "TKTD" and "TKTA"
+SCHEMA_VERSION = 1  # SQLite user_version of both
+BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
+BATCH = 10_000  # tickets in one transaction: bounds memory, and how long other writers wait
+
+PER_PAGE, MAX_PER_PAGE = 50, 200
+MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
+READ_TICKETS = "read:tickets"
+
+FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
+OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
+TOKEN_PATTERN = re.compile(r"tkt_[0-9A-Za-z]{46}")
+GUESSES_PER_MINUTE = 30  # failed authentications of one address, whatever --rate says
+BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
+
+MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
+MAX_AUDIT_TEXT, MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 4096, 255, 1024  # in characters
+STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
+
+DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked to do: the sole home of every default. Durations are whole seconds, 0 is off."""
+
+    db: Path = Path("ticketapi.db")
+    json: bool = False
+    # serve
+    host: str = "127.0.0.1"
+    port: int = 8000
+    rate: int = 30  # requests a minute for each user
+    threads: int = 1
+    no_scheduler: bool = False
+    generate_every: int = MINUTE
+    process_every: int = 5 * MINUTE
+    cors_origin: tuple[str, ...] = ("*",)
+    trusted_proxy: str = ""
+    log_level: str = "info"
+    demo: bool = False
+    # generate, process
+    count: int = 1
+    seed: int | None = None
+    since: int = 0
+    # token
+    name: str = "token"
+    user: str = OPERATOR_EMAIL
+    ability: tuple[str, ...] = (READ_TICKETS,)
+    expires: int = 0
+
+    @property
+    def audit_db(self) -> Path:
+        """The audit log's file: `-audit` before the suffix of the desk's."""
+        return self.db.with_name(f"{self.db.stem}-audit{self.db.suffix}")
+
+
+class TicketApiError(Exception):
+    """A failure that a person can act on; its text is one line that names what is wrong and what to do."""
+
+    exit_code = 1
+    status = 500
+
+
+class UsageError(TicketApiError):
+    """What the arguments alone show to be wrong."""
+
+    exit_code = 2
+
+
+class DeskBusy(TicketApiError):
+    """The database is locked by somebody else for longer than we wait."""
+
+    status = 503
+
+
+class NotFound(TicketApiError):
+    """What was asked for by id is not there."""
+
+    status = 404
+
+
+class BadRequest(TicketApiError):
+    """A request that makes no sense as a whole."""
+
+    status = 400
+
+
+class InvalidFields(TicketApiError):
+    """Request fields that cannot be used; `errors` lists the messages of each, as Laravel does."""
+
+    status = 422
+
+    def __init__(self, errors: dict[str, list[str]]) -> None:
+        """Take the first message as the summary and count the rest, as Laravel's ValidationException."""
+        messages = [message for texts in errors.values() for message in texts]
+        more = len(messages) - 1
+        rest = f" (and {more} more error{'s' if more > 1 else ''})" if more else ""
+        super().__init__(messages[0] + rest)
+        self.errors = errors
+
+
+def wall_microseconds() -> int:
+    """Read the wall clock: microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The two clocks of the edges: `wall` for what is written down, `monotonic` (seconds) for intervals and buckets."""
+
+    wall: Callable[[], int] = wall_microseconds
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@lru_cache(maxsize=4096)
+def format_second(seconds: int) -> str:
+    """Write seconds since 1970 as `2025-12-04T11:30:16`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def format_time(moment: int) -> str:
+    """Write microseconds since 1970 as the API and the tables show them: `2025-12-04T11:30:16.000000Z`."""
+    seconds, fraction = divmod(moment, MICROSECONDS)
+    return f"{format_second(seconds)}.{fraction:06d}Z"
+
+
+def parse_time(text: str) -> int:
+    """Return the microseconds since 1970 of a time that `format_time` wrote."""
+    seconds = timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
+    return seconds * MICROSECONDS + int(text[20:26])
+
+
+# ======================================================================================================================
+# Room 2. Database: opens, creates and locks the two files; the two idioms of a transaction. Touches sqlite3.
+# ======================================================================================================================
+
+# What SQLite says, and what we say instead; the path is put in for {path}.
+SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
+    ("locked", DeskBusy, "database is locked: another program holds {path}; try again when it is done"),
+    ("readonly", TicketApiError, "{path} is read-only; give this user the right to write it and its directory"),
+    ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
+    ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
+    ("unable to open", TicketApiError, "cannot open {path}; check the permissions of the file and its directory"),
+)
+
+
+def explain_sqlite_error(error: sqlite3.Error, path: Path) -> TicketApiError:
+    """Turn what SQLite reports into one line that names the file and the fix."""
+    for fragment, kind, text in SQLITE_EXPLANATIONS:
+        if fragment in str(error):
+            return kind(text.format(path=path))
+    return TicketApiError(f"{path}: {error}")
+
+
+def read_resource(name: str) -> str:
+    """Return the text of a file shipped beside this module, also from inside a zipapp."""
+    data = pkgutil.get_data("ticketapi", name)
+    if data is None:
+        raise TicketApiError(f"{name} is missing beside ticketapi.py; install ticketapi again")
+    return data.decode()
+
+
+def schema_part(part: str) -> str:
+    """Return the part of schema.sql that belongs to the `desk` or the `audit` file."""
+    _, _, rest = read_resource("schema.sql").partition(f"-- part: {part}\n")
+    return rest.partition("-- part: ")[0]
+
+
+def create_private_file(path: Path) -> None:
+    """Create an empty file that only its owner can read (0600, whatever the umask), unless there is one already."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise TicketApiError(f"cannot create {path}: {error.strerror}") from error
+    os.fchmod(handle, 0o600)
+    os.close(handle)
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that cannot name a database file."""
+    if os.path.isdir(path):
+        raise TicketApiError(f"{path} is a directory; --db names a file, such as {path / 'ticketapi.db'}")
+    if not os.path.isdir(path.parent):
+        raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
+
+
+def check_identity(path: Path, application_id: int) -> None:
+    """Refuse a file that is not ours or of a newer version, without changing a byte of it."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        found = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if found != application_id and (tables or found):
+        raise TicketApiError(f"{path} belongs to another program; choose another --db")
+    if version > SCHEMA_VERSION:
+        raise TicketApiError(
+            f"{path} is from a newer ticketapi (schema {version}, this one knows {SCHEMA_VERSION}); upgrade ticketapi"
+        )
+
+
+def connect(
+    path: Path, *, query_only: bool = False, synchronous: str = "FULL", wait_ms: int = BUSY_TIMEOUT_MS
+) -> sqlite3.Connection:
+    """Open one connection as every part of ticketapi uses it; transactions begin where the code says so.
+
+    WAL lets readers and the writer work side by side. `synchronous=FULL` makes a commit survive a power cut; the audit log
+    takes NORMAL, which survives kill -9 alone and costs a tenth. https://sqlite.org/pragma.html
+    """
+    db = sqlite3.connect(path.absolute(), timeout=wait_ms / 1000, isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+    db.execute("PRAGMA journal_size_limit = 16777216")
+    if query_only:
+        db.execute("PRAGMA query_only = ON")
+    return db
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Run a block of writes as one: all of it is committed at the end, or nothing when it raises.
+
+    BEGIN IMMEDIATE takes the write lock at once: a transaction that asks for it later fails without waiting.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # SQLite has already rolled back after some errors, "disk full" among them
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Let several reads see one state of the database: a page and its total belong together."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")
+
+
+def create_schema(db: sqlite3.Connection, part: str, application_id: int) -> None:
+    """Create the tables of a part of schema.sql, unless another process was faster."""
+    statements = [text for text in re.split(r";\s*\n", schema_part(part)) if text.strip()]
+    with transaction(db):
+        if db.execute("PRAGMA user_version").fetchone()[0]:
+            return
+        for statement in statements:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {application_id:d}")
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
+
+
+def open_database(path: Path, part: str) -> sqlite3.Connection:
+    """Open the `desk` or the `audit` file for writing and create it when it is not there.
+
+    Raises TicketApiError, with the file untouched, when it is a directory, no database, another program's or a newer one.
+    """
+    application_id = DESK_ID if part == "desk" else AUDIT_ID
+    check_path(path)
+    create_private_file(path)
+    try:
+        check_identity(path, application_id)
+        db = connect(path, synchronous="FULL" if part == "desk" else "NORMAL")
+        create_schema(db, part, application_id)
+    except sqlite3.Error as error:
+        raise explain_sqlite_error(error, path) from error
+    return db
+
+
+def lock_desk(path: Path) -> int:
+    """Take the right to serve a desk and return the lock's file descriptor; it ends with the process.
+
+    The lock is flock(2) on a file beside the desk: on the desk itself it could end SQLite's own POSIX locks.
+    """
+    real = path.resolve()
+    handle = os.open(real.with_name(real.name + "-lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db") from error
+    return handle
+
+
+class Readers:
+    """Read-only connections to the desk, one for each thread that asks; opening one costs as much as a small request."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the file; nothing is opened yet."""
+        self.path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: list[sqlite3.Connection] = []
+
+    def get(self) -> sqlite3.Connection:
+        """Return this thread's connection."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = connect(self.path, query_only=True)
+            with self._lock:
+                self._open.append(db)
+        return db
+
+    def close(self) -> None:
+        """Close the connections of all threads, which must have ended."""
+        with self._lock:
+            for db in self._open:
+                db.close()
+            self._open.clear()
+
+
+# ======================================================================================================================
+# Room 3. Queries: one function is one statement, grouped by table. Touches .execute; never commits.
+# ======================================================================================================================
+
+# Users -------------------------------------------------------------------------------------------
+
+
+def find_user(db: sqlite3.Connection, user_id: int) -> sqlite3.Row | None:
+    """Return one user, or None."""
+    row: sqlite3.Row | None = db.execute(
+        """
+        SELECT id, name, email, tickets_count
+        FROM users
+        WHERE id = :user_id
+        """,
+        {"user_id": user_id},
+    ).fetchone()
+    return row
+
+
+def find_user_by_email(db: sqlite3.Connection, email: str) -> sqlite3.Row | None:
+    """Return the user with an address, or None."""
+    row: sqlite3.Row | None = db.execute(
+        """
+        SELECT id, name, email, tickets_count
+        FROM users
+        WHERE email = :email
+        """,
+        {"email": email},
+    ).fetchone()
+    return row
+
+
+def find_top_user(db: sqlite3.Connection) -> sqlite3.Row | None:
+    """Return the user with the most tickets, or None while there is no ticket."""
+    row: sqlite3.Row | None = db.execute(
+        """
+        SELECT id, name, email, tickets_count
+        FROM users
+        WHERE tickets_count > 0
+        ORDER BY tickets_count DESC, id
+        LIMIT 1
+        """
+    ).fetchone()
+    return row
+
+
+def find_last_user_id(db: sqlite3.Connection, below: int) -> int | None:
+    """Return the highest user id under a bound, or None."""
+    last: int | None = db.execute(
+        """
+        SELECT max(id)
+        FROM users
+        WHERE id < :below
+        """,
+        {"below": below},
+    ).fetchone()[0]
+    return last
+
+
+def insert_users(db: sqlite3.Connection, users: Iterable[tuple[int, str, str, str]]) -> None:
+    """Insert users given as (id, name, email, created_at)."""
+    db.executemany(
+        """
+        INSERT INTO users (id, name, email, created_at)
+        VALUES (?, ?, ?, ?)
+        """,
+        users,
+    )
+
+
+def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
+    """Raise the counters of users, given as (tickets more, user id)."""
+    db.executemany(
+        """
+        UPDATE users
+        SET tickets_count = tickets_count + ?
+        WHERE id = ?
+        """,
+        counts,
+    )
+
+
+# Tickets -----------------------------------------------------------------------------------------
+
+# The lists walk their index alone to find a page's ids and read the tickets afterwards: over a million rows that takes a
+# tenth of the time of skipping whole tickets.
+
+
+def list_open_tickets(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
+    """Return open tickets with their users, oldest first."""
+    return db.execute(
+        """
+        SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, user_id, name, email
+        FROM (
+            SELECT id AS listed_id
+            FROM tickets
+            WHERE status = 1
+            ORDER BY created_at, id
+            LIMIT :limit OFFSET :offset
+        )
+        CROSS JOIN tickets ON tickets.id = listed_id
+        CROSS JOIN users ON users.id = user_id
+        ORDER BY tickets.created_at, tickets.id
+        """,
+        {"limit": limit, "offset": offset},
+    ).fetchall()
+
+
+def list_closed_tickets(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
+    """Return closed tickets with their users, most recently closed first."""
+    return db.execute(
+        """
+        SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, user_id, name, email
+        FROM (
+            SELECT id AS listed_id
+            FROM tickets
+            WHERE status = 2
+            ORDER BY closed_at DESC, id DESC
+            LIMIT :limit OFFSET :offset
+        )
+        CROSS JOIN tickets ON tickets.id = listed_id
+        CROSS JOIN users ON users.id = user_id
+        ORDER BY closed_at DESC, tickets.id DESC
+        """,
+        {"limit": limit, "offset": offset},
+    ).fetchall()
+
+
+def list_user_tickets(db: sqlite3.Connection, user_id: int, limit: int, offset: int) -> list[sqlite3.Row]:
+    """Return the tickets of one user, newest first."""
+    return db.execute(
+        """
+        SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, user_id, name, email
+        FROM (
+            SELECT id AS listed_id
+            FROM tickets
+            WHERE user_id = :user_id
+            ORDER BY created_at DESC, id DESC
+            LIMIT :limit OFFSET :offset
+        )
+        CROSS JOIN tickets ON tickets.id = listed_id
+        CROSS JOIN users ON users.id = user_id
+        ORDER BY tickets.created_at DESC, tickets.id DESC
+        """,
+        {"user_id": user_id, "limit": limit, "offset": offset},
+    ).fetchall()
+
+
+def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
+    """Return id and created_at of the open tickets that are next to be closed."""
+    return db.execute(
+        """
+        SELECT id, created_at
+        FROM tickets
+        WHERE status = 1
+        ORDER BY created_at, id
+        LIMIT :limit
+        """,
+        {"limit": limit},
+    ).fetchall()
+
+
+def find_newest_ticket(db: sqlite3.Connection) -> sqlite3.Row | None:
+    """Return id and created_at of the newest ticket, or None."""
+    row: sqlite3.Row | None = db.execute(
+        """
+        SELECT id, created_at
+        FROM tickets
+        ORDER BY id DESC
+        LIMIT 1
+        """
+    ).fetchone()
+    return row
+
+
+def find_last_closed_at(db: sqlite3.Connection) -> str | None:
+    """Return when a ticket was closed last, or None."""
+    row = db.execute(
+        """
+        SELECT closed_at
+        FROM tickets
+        WHERE status = 2
+        ORDER BY closed_at DESC
+        LIMIT 1
+        """
+    ).fetchone()
+    return row["closed_at"] if row else None
+
+
+def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
+    """Insert tickets given as (id, user_id, subject, content, status, created_at, updated_at, closed_at)."""
+    db.executemany(
+        """
+        INSERT INTO tickets (id, user_id, subject, content, status, created_at, updated_at, closed_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        """,
+        tickets,
+    )
+
+
+def close_tickets(db: sqlite3.Connection, closings: Iterable[tuple[str, int]]) -> None:
+    """Close open tickets, given as (closed_at, id)."""
+    db.executemany(
+        """
+        UPDATE tickets
+        SET status = 2, closed_at = ?1, updated_at = ?1
+        WHERE id = ?2 AND status = 1
+        """,
+        closings,
+    )
+
+
+def count_tickets(db: sqlite3.Connection, status: int) -> int:
+    """Return how many tickets have a status, from its counter."""
+    count: int = db.execute(
+        """
+        SELECT tickets
+        FROM ticket_counts
+        WHERE status = :status
+        """,
+        {"status": status},
+    ).fetchone()[0]
+    return count
+
+
+def add_ticket_count(db: sqlite3.Connection, status: int, more: int) -> None:
+    """Change the counter of a status by a number, which may be negative."""
+    db.execute(
+        """
+        UPDATE ticket_counts
+        SET tickets = tickets + :more
+        WHERE status = :status
+        """,
+        {"status": status, "more": more},
+    )
+
+
+# Tokens ------------------------------------------------------------------------------------------
+
+
+def insert_token(db: sqlite3.Connection, token: Mapping[str, Any]) -> int:
+    """Insert a token and return its id."""
+    token_id: int = db.execute(
+        """
+        INSERT INTO personal_access_tokens (user_id, name, token, abilities, expires_at, created_at)
+        VALUES (:user_id, :name, :token, :abilities, :expires_at, :created_at)
+        RETURNING id
+        """,
+        token,
+    ).fetchone()[0]
+    return token_id
+
+
+def find_token(db: sqlite3.Connection, digest: str) -> sqlite3.Row | None:
+    """Return the token with a SHA-256, or None."""
+    row: sqlite3.Row | None = db.execute(
+        """
+        SELECT id, user_id, token, abilities, last_used_at, expires_at
+        FROM personal_access_tokens
+        WHERE token = :digest
+        """,
+        {"digest": digest},
+    ).fetchone()
+    return row
+
+
+def list_tokens(db: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Return all tokens with the addresses of their owners, but not their hashes."""
+    return db.execute(
+        """
+        SELECT tokens.id, user_id, email, tokens.name, abilities, last_used_at, expires_at, tokens.created_at
+        FROM personal_access_tokens AS tokens
+        CROSS JOIN users ON users.id = user_id
+        ORDER BY tokens.id
+        """
+    ).fetchall()
+
+
+def has_tokens(db: sqlite3.Connection) -> bool:
+    """Tell whether there is any token."""
+    return bool(db.execute("SELECT EXISTS (SELECT 1 FROM personal_access_tokens)").fetchone()[0])
+
+
+def touch_token(db: sqlite3.Connection, token_id: int, last_used_at: str) -> None:
+    """Note when a token was last used."""
+    db.execute(
+        """
+        UPDATE personal_access_tokens
+        SET last_used_at = :last_used_at
+        WHERE id = :token_id
+        """,
+        {"token_id": token_id, "last_used_at": last_used_at},
+    )
+
+
+def delete_token(db: sqlite3.Connection, token_id: int) -> bool:
+    """Delete a token and tell whether it was there."""
+    cursor = db.execute(
+        """
+        DELETE FROM personal_access_tokens
+        WHERE id = :token_id
+        """,
+        {"token_id": token_id},
+    )
+    return cursor.rowcount == 1
+
+
+def delete_expired_tokens(db: sqlite3.Connection, now: str) -> int:
+    """Delete the tokens that have expired and return how many those were."""
+    cursor = db.execute(
+        """
+        DELETE FROM personal_access_tokens
+        WHERE expires_at <= :now
+        """,
+        {"now": now},
+    )
+    return cursor.rowcount
+
+
+# Audit log ---------------------------------------------------------------------------------------
+
+
+def insert_audit(db: sqlite3.Connection, audit: Mapping[str, Any]) -> None:
+    """Insert the row of one request."""
+    db.execute(
+        """
+        INSERT INTO api_audits (
+            user_id, token_id, method, path, route_name, status_code, ip_address, user_agent, duration_ms, query,
+            request_body, created_at
+        )
+        VALUES (
+            :user_id, :token_id, :method, :path, :route_name, :status_code, :ip_address, :user_agent, :duration_ms, :query,
+            :request_body, :created_at
+        )
+        """,
+        audit,
+    )
+
+
+# ======================================================================================================================
+# Room 4. Operations: what commands, scheduler and handlers do; plain values in, records out. Opens the transactions.
+# ======================================================================================================================
+
+# Words: the tickets and people that are made up ---------------------------------------------------
+
+
+class Story(NamedTuple):
+    """One problem of one product, in sentences that go together whichever of each kind are taken."""
+
+    subjects: tuple[str, ...]
+    openings: tuple[str, ...]
+    details: tuple[str, ...]
+    attempts: tuple[str, ...]
+    impacts: tuple[str, ...]
+
+
+class Words(NamedTuple):
+    """What vocabulary.json holds."""
+
+    first_names: tuple[str, ...]
+    last_names: tuple[str, ...]
+    closings: tuple[str, ...]
+    stories: tuple[Story, ...]
+
+
+class Dice:
+    """Choices that depend on a seed, a purpose and a number alone: the same on every machine and Python."""
+
+    def __init__(self, seed: int, purpose: str, number: int) -> None:
+        """Throw 256 bits; each choice uses some of them up."""
+        self._bits = int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{number}".encode()).digest(), "big")
+
+    def below(self, limit: int) -> int:
+        """Return a whole number from 0 up to, but not including, a limit."""
+        self._bits, value = divmod(self._bits, limit)
+        return value
+
+    def pick(self, items: Sequence[str]) -> str:
+        """Return one of the items."""
+        return items[self.below(len(items))]
+
+
+@lru_cache(maxsize=1)
+def load_words() -> Words:
+    """Read the vocabulary once and put each product's name into its sentences."""
+    data = json.loads(read_resource("vocabulary.json"))
+    stories = [
+        Story(
+            *(
+                tuple(text.replace("{product}", product["name"]) for text in texts)
+                for texts in (*(problem[kind] for kind in Story._fields[:-1]), product["impacts"])
+            )
+        )
+        for product in data["products"]
+        for problem in product["problems"]
+    ]
+    first_names, last_names, closings = (tuple(data[key]) for key in ("first_names", "last_names", "closings"))
+    return Words(first_names, last_names, closings, tuple(stories))
+
+
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+REFERENCE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, as on real labels
+
+
+def compose_facts(dice: Dice) -> dict[str, str]:
+    """Return the particulars that a ticket's sentences may name."""
+    letters = dice.pick(REFERENCE_LETTERS) + dice.pick(REFERENCE_LETTERS)
+    return {
+        "reference": f"{letters}-{dice.below(90_000) + 10_000}",
+        "version": f"{dice.below(9) + 1}.{dice.below(20)}.{dice.below(10)}",
+        "weekday": dice.pick(WEEKDAYS),
+        "time": f"{dice.below(24):02d}:{dice.below(60):02d}",
+        "number": str(dice.below(95) + 3),
+    }
+
+
+def compose_ticket(words: Words, seed: int, ticket_id: int) -> tuple[int, str, str]:
+    """Return customer number, subject and content of a ticket, from the seed and its id alone.
+
+    The content has two to five sentences: what happened, perhaps a detail, what was tried and why it matters, and a wish.
+    """
+    dice = Dice(seed, "ticket", ticket_id)
+    # The square of an even draw makes few customers write much and many a little.
+    customer = (dice.below(1 << 32) ** 2 * customer_pool(ticket_id) >> 64) + 1
+    story = words.stories[dice.below(len(words.stories))]
+    subject = dice.pick(story.subjects)
+    optional = [dice.pick(texts) for texts in story[2:] if dice.below(2)]
+    content = " ".join((dice.pick(story.openings), *optional, dice.pick(words.closings)))
+    if "{" in content or "{" in subject:
+        facts = compose_facts(dice)
+        return customer, subject.format_map(facts), content.format_map(facts)
+    return customer, subject, content
+
+
+def customer_pool(tickets: int) -> int:
+    """Return how many customers a desk with that many tickets has: about tickets^(3/4), in whole numbers.
+
+    It only ever grows with the tickets, so that a ticket's customer never depends on how many come after it.
+    """
+    return 5 + math.isqrt(tickets) * math.isqrt(math.isqrt(tickets))
+
+
+@lru_cache(maxsize=16)
+def name_order(seed: int, names: int) -> tuple[int, int]:
+    """Return step and start of a walk that meets each of `names` names once before it meets one twice."""
+    dice = Dice(seed, "names", names)
+    step, start = dice.below(names), dice.below(names)
+    while math.gcd(step, names) != 1:
+        step += 1
+    return step, start
+
+
+def compose_customer(words: Words, seed: int, number: int) -> tuple[str, str]:
+    """Return name and address of a customer, from the seed and the number alone; no two share an address."""
+    names = len(words.first_names) * len(words.last_names)
+    step, start = name_order(seed, names)
+    again = (number - 1) // names
+    last, first = divmod((number * step + start) % names, len(words.first_names))
+    name = f"{words.first_names[first]} {words.last_names[last]}"
+    suffix = str(again + 1) if again else ""
+    domain = Dice(seed, "customer", number).pick(("example.com", "example.net", "example.org"))
+    return name, f"{plain_letters(name).replace(' ', '.')}{suffix}@{domain}"
+
+
+def plain_letters(text: str) -> str:
+    """Write a name as addresses do: lower case, without accents."""
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    return decomposed.encode("ascii", "ignore").decode()
+
+
+# Tickets: generate and process --------------------------------------------------------------------
+
+
+def batches(count: int) -> Iterator[int]:
+    """Split a count into the sizes of its transactions."""
+    while count > 0:
+        yield min(count, BATCH)
+        count -= BATCH
+
+
+def growing(moments: Iterable[int], last: int) -> Iterator[int]:
+    """Yield moments, each moved to at least a microsecond after the one before it."""
+    for moment in moments:
+        last = max(moment, last + 1)
+        yield last
+
+
+def newest_ticket(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return id and time (microseconds) of the newest ticket, or zeros."""
+    row = find_newest_ticket(db)
+    return (row["id"], parse_time(row["created_at"])) if row else (0, 0)
+
+
+def last_closing(db: sqlite3.Connection) -> int:
+    """Return when a ticket was closed last, in microseconds, or 0."""
+    closed_at = find_last_closed_at(db)
+    return parse_time(closed_at) if closed_at else 0
+
+
+def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
+    """Bring the pool of customers up to a size."""
+    words = load_words()
+    have = find_last_user_id(db, FIRST_OWNER_ID) or 0
+    rows = []
+    for number in range(have + 1, wanted + 1):
+        name, email = compose_customer(words, seed, number)
+        if find_user_by_email(db, email):  # a token's owner, or a customer that another seed made, has it
+            email = email.replace("@", f".{number}@")
+        rows.append((number, name, email, format_time(now)))
+    insert_users(db, rows)
+
+
+def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Sequence[tuple[int, int | None]]) -> None:
+    """Insert one batch, given as (created, closed or None) in microseconds, with its customers and counters."""
+    words = load_words()
+    rows = []
+    for ticket_id, (created, closed) in enumerate(moments, first_id):
+        created_at, closed_at = format_time(created), format_time(closed) if closed else None
+        status = CLOSED if closed else OPEN
+        composed = compose_ticket(words, seed, ticket_id)
+        rows.append((ticket_id, *composed, status, created_at, closed_at or created_at, closed_at))
+    add_customers(db, seed, customer_pool(rows[-1][0]), moments[0][0])
+    insert_tickets(db, rows)
+    add_user_tickets(db, [(tickets, user) for user, tickets in Counter(row[1] for row in rows).items()])
+    for status, tickets in Counter(row[4] for row in rows).items():
+        add_ticket_count(db, status, tickets)
+
+
+def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int) -> int:
+    """Add open tickets of this moment, in batches that are committed one by one; return how many."""
+    for size in batches(count):
+        with transaction(db):
+            last_id, last_created = newest_ticket(db)
+            moments = [(moment, None) for moment in growing([now] * size, last_created)]
+            add_tickets(db, seed, last_id + 1, moments)
+    return count
+
+
+def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
+    """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
+    tickets = list_oldest_open_tickets(db, len(moments))
+    closings = []
+    last = last_closing(db)
+    for (ticket_id, created_at), moment in zip(tickets, moments, strict=False):
+        last = max(moment, last + 1)
+        if format_time(last) <= created_at:  # made in one go, a million tickets reach a second into the future
+            last = parse_time(created_at) + 1
+        closings.append((format_time(last), ticket_id))
+    close_tickets(db, closings)
+    add_ticket_count(db, OPEN, -len(closings))
+    add_ticket_count(db, CLOSED, len(closings))
+    return [ticket_id for _, ticket_id in closings]
+
+
+def process_tickets(db: sqlite3.Connection, count: int, now: int) -> list[int]:
+    """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
+    closed: list[int] = []
+    for size in batches(count):
+        with transaction(db):
+            ids = close_oldest(db, [now] * size)
+        closed += ids
+        if len(ids) < size:
+            break
+    return closed
+
+
+# History: tickets of the past, with the rhythm of a week ------------------------------------------
+
+# How busy the hours of a day (UTC) and the days of a week (Monday first) are: when people write, and when they are answered.
+WRITING = (
+    (4, 3, 2, 2, 2, 3, 6, 12, 22, 32, 36, 36, 32, 34, 36, 35, 32, 27, 22, 18, 15, 12, 9, 6),
+    (32, 32, 31, 30, 28, 13, 11),
+)
+WORKING = (
+    (1, 1, 1, 1, 1, 1, 4, 16, 50, 60, 60, 60, 45, 55, 60, 60, 60, 40, 14, 6, 3, 2, 1, 1),
+    (10, 10, 10, 10, 9, 3, 2),
+)
+
+
+class Rhythm:
+    """A period in which time weighs more in busy hours: turns a moment into the weight before it, and back.
+
+    The weight is piecewise linear, an hour a piece, in whole numbers only, so that it is the same on every machine.
+    """
+
+    def __init__(self, start: int, end: int, pattern: tuple[Sequence[int], Sequence[int]], seed: int) -> None:
+        """Weigh the hours from start to end (microseconds); no two days are equally busy."""
+        hours, days = pattern
+        self._times, self._sums, self._weights = [start], [0], []
+        while self._times[-1] < end:
+            hour = self._times[-1] // (HOUR * MICROSECONDS)
+            day = hour // 24
+            weight = hours[hour % 24] * days[(day + 3) % 7] * (75 + Dice(seed, "day", day).below(51))
+            until = min((hour + 1) * HOUR * MICROSECONDS, end)
+            self._sums.append(self._sums[-1] + weight * (until - self._times[-1]))
+            self._times.append(until)
+            self._weights.append(weight)
+        self.total = self._sums[-1]
+
+    def moment(self, weight: int) -> int:
+        """Return the moment before which the period weighs that much; weight is below `total`."""
+        piece = bisect_right(self._sums, weight) - 1
+        return self._times[piece] + (weight - self._sums[piece]) // self._weights[piece]
+
+    def weight(self, moment: int) -> int:
+        """Return what the period weighs before a moment inside it."""
+        piece = min(bisect_right(self._times, moment), len(self._weights)) - 1
+        return self._sums[piece] + (moment - self._times[piece]) * self._weights[piece]
+
+
+class History(NamedTuple):
+    """The plan of a past: when tickets arrive, and that each is closed after the same amount of work."""
+
+    arrivals: Rhythm
+    work: Rhythm
+    delay: int  # in units of work
+
+    def arrival(self, seed: int, position: int, count: int, ticket_id: int) -> int:
+        """Return when the ticket at a position among `count` arrives: anywhere in its share of the period."""
+        jitter = Dice(seed, "arrival", ticket_id).below(self.arrivals.total)
+        return self.arrivals.moment((position * self.arrivals.total + jitter) // count)
+
+    def closing(self, arrival: int) -> int | None:
+        """Return when a ticket that arrived then is closed, or None while it still waits."""
+        due = self.work.weight(arrival) + self.delay
+        return self.work.moment(due) if due < self.work.total else None
+
+
+def plan_history(start: int, now: int, seed: int) -> History:
+    """Plan a period: a ticket waits about a working day, or 3 % of the period when that is less."""
+    arrivals, work = Rhythm(start, now, WRITING, seed), Rhythm(start, now, WORKING, seed)
+    working_day = 8 * HOUR * MICROSECONDS * 60 * 10 * 100
+    return History(arrivals, work, min(working_day, work.total * 3 // 100))
+
+
+def generate_history(db: sqlite3.Connection, count: int, since: int, now: int, seed: int) -> tuple[int, int]:
+    """Spread tickets over the last `since` seconds and close all but a backlog; return how many came and were closed.
+
+    Tickets that were open before go first. Raises TicketApiError when the period begins before the newest ticket, or when
+    somebody else adds a ticket meanwhile; the batches committed until then stay.
+    """
+    start = now - since * MICROSECONDS
+    _, newest = newest_ticket(db)
+    if newest >= start:
+        raise TicketApiError(
+            f"--since begins at {format_time(start)}, before the newest ticket ({format_time(newest)}); "
+            "take a shorter --since, or another --db"
+        )
+    history = plan_history(start, now, seed)
+    closed = close_backlog(db, history, start)
+    done = 0
+    for size in batches(count):
+        with transaction(db):
+            newest, closings = add_history_batch(db, history, seed, (done, size, count), newest)
+        done += size
+        closed += closings
+    return count, closed
+
+
+def close_backlog(db: sqlite3.Connection, history: History, start: int) -> int:
+    """Close the tickets that were open before the period, evenly over its first working day; return how many."""
+    waiting = count_tickets(db, OPEN)
+    dues = (history.delay * (i + 1) // (waiting + 1) for i in range(waiting))
+    moments = (max(start, history.work.moment(due)) for due in dues)
+    for size in batches(waiting):
+        with transaction(db):
+            close_oldest(db, list(islice(moments, size)))
+    return waiting
+
+
+def add_history_batch(
+    db: sqlite3.Connection, history: History, seed: int, part: tuple[int, int, int], newest: int
+) -> tuple[int, int]:
+    """Insert one part (done, size, count) of a history; return the newest ticket's time and how many are closed."""
+    done, size, count = part
+    last_id, last_created = newest_ticket(db)
+    if last_created != newest:
+        raise TicketApiError(f"another program added a ticket meanwhile; {done} of {count} tickets of the past were kept")
+    arrivals = list(growing((history.arrival(seed, done + i, count, last_id + 1 + i) for i in range(size)), last_created))
+    due = [moment for moment in map(history.closing, arrivals) if moment]
+    closings = list(growing(due, last_closing(db)))
+    moments: list[tuple[int, int | None]] = list(zip(arrivals, [*closings, *[None] * (size - len(closings))], strict=True))
+    add_tickets(db, seed, last_id + 1, moments)
+    return arrivals[-1], len(closings)
+
+
+# Tokens ------------------------------------------------------------------------------------------
+
+BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+
+
+class Token(NamedTuple):
+    """A valid token, as a request knows it."""
+
+    id: int
+    user_id: int
+    abilities: frozenset[str]
+    last_used_at: str | None
+
+    def can(self, ability: str) -> bool:
+        """Tell whether the token may do something; `*` may everything."""
+        return ability in self.abilities or "*" in self.abilities
+
+
+def token_checksum(body: str) -> str:
+    """Return six letters and digits that depend on the token's others: its CRC-32 to the base 62."""
+    number, digits = zlib.crc32(body.encode()), ""
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        digits = BASE62[digit] + digits
+    return digits
+
+
+def new_token_text() -> str:
+    """Return a new secret: `tkt_`, 40 random letters and digits (238 bits), and their checksum."""
+    body = "tkt_" + "".join(secrets.choice(BASE62) for _ in range(40))
+    return body + token_checksum(body)
+
+
+def hash_token(text: str) -> str:
+    """Return the SHA-256 of a token, which is all that the database knows of it."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def ensure_owner(db: sqlite3.Connection, email: str, now: int) -> int:
+    """Return the id of the user with an address, who is created when unknown."""
+    user = find_user_by_email(db, email)
+    if user:
+        return int(user["id"])
+    user_id = (find_last_user_id(db, 2 * FIRST_OWNER_ID) or 0) + 1
+    user_id = max(user_id, FIRST_OWNER_ID)
+    name = "Operator" if email == OPERATOR_EMAIL else email.partition("@")[0]
+    insert_users(db, [(user_id, name, email, format_time(now))])
+    return user_id
+
+
+def create_token(
+    db: sqlite3.Connection, email: str, name: str, abilities: Sequence[str], expires: int, now: int
+) -> dict[str, Any]:
+    """Make a token and return its record with the secret under `token`, which nobody will see again.
+
+    `expires` is the life of the token in seconds, 0 for ever.
+    """
+    text = new_token_text()
+    record: dict[str, Any] = {
+        "name": name,
+        "abilities": list(abilities),
+        "expires_at": format_time(now + expires * MICROSECONDS) if expires else None,
+        "created_at": format_time(now),
+    }
+    with transaction(db):
+        user_id = ensure_owner(db, email, now)
+        row = {**record, "user_id": user_id, "token": hash_token(text), "abilities": json.dumps(record["abilities"])}
+        token_id = insert_token(db, row)
+    return {"id": token_id, "user_id": user_id, "token": text, **record}
+
+
+def authenticate_token(db: sqlite3.Connection, text: str, now: int) -> Token | None:
+    """Return the token behind a secret, or None when it is wrong, expired or revoked.
+
+    The checksum refuses random guesses without a query. The index finds a hash, not the secret, so its timing tells nothing
+    of use; the comparison is in constant time all the same.
+    """
+    if not TOKEN_PATTERN.fullmatch(text) or token_checksum(text[:-6]) != text[-6:]:
+        return None
+    digest = hash_token(text)
+    row = find_token(db, digest)
+    if row is None or not hmac.compare_digest(row["token"], digest):
+        return None
+    if row["expires_at"] is not None and row["expires_at"] <= format_time(now):
+        return None
+    return Token(row["id"], row["user_id"], frozenset(json.loads(row["abilities"])), row["last_used_at"])
+
+
+def note_token_use(path: Path, token: Token, now: int) -> None:
+    """Write last_used_at, at most once a minute; while the desk is locked leave it to a later request."""
+    if token.last_used_at is not None and token.last_used_at > format_time(now - MINUTE * MICROSECONDS):
+        return
+    with suppress(sqlite3.OperationalError), closing(connect(path, wait_ms=0)) as db, transaction(db):
+        touch_token(db, token.id, format_time(now))
+
+
+def revoke_token(db: sqlite3.Connection, token_id: int) -> None:
+    """Delete a token: the next request with it is refused. Raises NotFound."""
+    with transaction(db):
+        if not delete_token(db, token_id):
+            raise NotFound(f"no token has the id {token_id}; `token list` shows those there are")
+
+
+def prune_tokens(db: sqlite3.Connection, now: int) -> int:
+    """Delete expired tokens and return how many those were."""
+    with transaction(db):
+        return delete_expired_tokens(db, format_time(now))
+
+
+# Limits ------------------------------------------------------------------------------------------
+
+
+class Limit(NamedTuple):
+    """What a bucket answers; times are whole seconds, rounded up."""
+
+    policy: str
+    allowed: bool
+    size: int
+    remaining: int
+    retry_after: int  # until the next request is allowed
+    reset: int  # until the bucket is full again
+
+
+class TokenBucket:
+    """A bucket of permissions for each key: `size` at once, refilled evenly within a minute.
+
+    At most BUCKETS keys are kept; the least recently used is forgotten. https://en.wikipedia.org/wiki/Token_bucket
+    """
+
+    def __init__(self, size: int, policy: str) -> None:
+        """Make buckets that hold `size` permissions under a policy's name."""
+        self.size = size
+        self.policy = policy
+        self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, key: object, now: float) -> Limit:
+        """Take one permission from a key's bucket, if there is one; `now` is monotonic seconds."""
+        refill = self.size / MINUTE
+        with self._lock:
+            left, since = self._buckets.pop(key, (float(self.size), now))
+            left = min(self.size, left + (now - since) * refill)
+            allowed = left >= 1 - 1e-9
+            left -= allowed
+            self._buckets[key] = (left, now)
+            if len(self._buckets) > BUCKETS:
+                self._buckets.popitem(last=False)
+        wait, reset = (math.ceil((wanted - left) / refill - 1e-6) for wanted in (1, self.size))
+        return Limit(self.policy, allowed, self.size, int(left + 1e-9), max(wait, 1), reset)
+
+
+def address_key(address: str) -> str:
+    """Return what counts as one source: an IPv4 address, or the /64 network of an IPv6 one (RFC 6177)."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address):
+        return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+    return address
+
+
+# Pages -------------------------------------------------------------------------------------------
+
+
+class PageRequest(NamedTuple):
+    """Which page of a list is asked for, and under which URL."""
+
+    url: str  # of the list, without the query
+    page: int
+    per_page: int
+    keep_per_page: bool  # the client gave it, so links carry it on
+
+
+def to_json(value: Any) -> bytes:
+    """Write a value as compact JSON."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number of any length, or return None; what is longer than 18 digits is cut off there."""
+    match = re.fullmatch(r"\s*([+-]?)0*([0-9]+)\s*", text, re.ASCII)
+    if not match:
+        return None
+    sign, digits = match.groups()
+    number = int(digits) if len(digits) <= 18 else 10**18
+    return -number if sign == "-" else number
+
+
+def parse_page_request(url: str, query: Mapping[str, str]) -> PageRequest:
+    """Read `page` and `per_page`; raises InvalidFields when one is no whole number."""
+    errors: dict[str, list[str]] = {}
+
+    def read(field_name: str, default: int, highest: int) -> int:
+        text = query.get(field_name, "")
+        number = whole_number(text) if text else default
+        if number is None:
+            label = field_name.replace("_", " ")
+            errors[field_name] = [f"The {label} field must be an integer."]
+            return default
+        return max(1, min(number, highest))
+
+    asked = PageRequest(url, read("page", 1, MAX_PAGE), read("per_page", PER_PAGE, MAX_PER_PAGE), bool(query.get("per_page")))
+    if errors:
+        raise InvalidFields(errors)
+    return asked
+
+
+def page_window(page: int, last: int) -> list[int | None]:
+    """Return the pages that Laravel's paginator links to; None stands for "..."."""
+    if last < 14:
+        return [*range(1, last + 1)]
+    if page <= 7:
+        return [*range(1, 11), None, last - 1, last]
+    if page > last - 7:
+        return [1, 2, None, *range(last - 9, last + 1)]
+    return [1, 2, None, *range(page - 3, page + 4), None, last - 1, last]
+
+
+def page_links(page: int, last: int, url_of: Callable[[int | None], str | None]) -> list[dict[str, Any]]:
+    """Return `meta.links`: previous, the window, next."""
+
+    def link(label: str, target: int | None, active: bool = False) -> dict[str, Any]:
+        return {"url": url_of(target), "label": label, "page": target, "active": active}
+
+    gap = {"url": None, "label": "...", "active": False}
+    window = [link(str(p), p, p == page) if p else gap for p in page_window(page, last)]
+    previous, following = page - 1 if page > 1 else None, page + 1 if page < last else None
+    return [link("&laquo; Previous", previous), *window, link("Next &raquo;", following)]
+
+
+def build_page(asked: PageRequest, total: int, data: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put a page into the envelope of Laravel's paginated resources, key by key."""
+    page, per_page = asked.page, asked.per_page
+    suffix = f"&per_page={per_page}" if asked.keep_per_page else ""
+
+    def url_of(target: int | None) -> str | None:
+        return f"{asked.url}?page={target}{suffix}" if target else None
+
+    last = max(1, -(-total // per_page))
+    links = page_links(page, last, url_of)
+    first_row = (page - 1) * per_page + 1 if data else None
+    return {
+        "data": data,
+        "links": {"first": url_of(1), "last": url_of(last), "prev": links[0]["url"], "next": links[-1]["url"]},
+        "meta": {
+            "current_page": page,
+            "from": first_row,
+            "last_page": last,
+            "links": links,
+            "path": asked.url,
+            "per_page": per_page,
+            "to": first_row + len(data) - 1 if first_row else None,
+            "total": total,
+        },
+    }
+
+
+def ticket_resource(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a ticket as the API shows it."""
+    ticket_id, subject, content, status, created_at, updated_at, user_id, name, email = row
+    return {
+        "id": ticket_id,
+        "subject": subject,
+        "content": content,
+        "status": STATUS_NAMES[status],
+        "status_id": status,
+        "created_at": created_at,
+        "updated_at": updated_at,
+        "user": {"id": user_id, "name": name, "email": email},
+    }
+
+
+def tickets_page(db: sqlite3.Connection, status: int, asked: PageRequest) -> dict[str, Any]:
+    """Return a page of the open or the closed tickets."""
+    list_tickets = list_open_tickets if status == OPEN else list_closed_tickets
+    with snapshot(db):
+        total = count_tickets(db, status)
+        rows = list_tickets(db, asked.per_page, (asked.page - 1) * asked.per_page)
+    return build_page(asked, total, [ticket_resource(row) for row in rows])
+
+
+def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: PageRequest) -> dict[str, Any]:
+    """Return a page of one user's tickets; raises NotFound."""
+    with snapshot(db):
+        user = find_user(db, user_id)
+        if user is None:
+            raise NotFound(f"There is no user with the id {user_id}.")
+        rows = list_user_tickets(db, user_id, asked.per_page, (asked.page - 1) * asked.per_page)
+    return build_page(asked, user["tickets_count"], [ticket_resource(row) for row in rows])
+
+
+def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
+    """Return the figures of the desk, from counters and the ends of indexes."""
+    with snapshot(db):
+        waiting, closed = count_tickets(db, OPEN), count_tickets(db, CLOSED)
+        top_user, closed_at = find_top_user(db), find_last_closed_at(db)
+    return {
+        "total_tickets": waiting + closed,
+        "total_unprocessed_tickets": waiting,
+        "top_user": dict(top_user) if top_user else None,
+        "most_recent_processed_at": closed_at[:19].replace("T", " ") if closed_at else None,
+    }
+
+
+# Audit log ---------------------------------------------------------------------------------------
+
+SECRET_KEY = re.compile(r"authorization|token|password|secret|key|cookie", re.IGNORECASE)
+REDACTED = "[redacted]"
+
+
+def redact(value: Any) -> Any:
+    """Replace the values of secret keys, at any depth, and write other scalars as text."""
+    if isinstance(value, dict):
+        return {key: REDACTED if SECRET_KEY.search(key) else redact(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [redact(inner) for inner in value]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def redact_text(text: str) -> str:
+    """Replace everything in a text that is shaped like one of our tokens."""
+    return TOKEN_PATTERN.sub(REDACTED, text)
+
+
+def audit_payload(value: Any) -> str | None:
+    """Write a query or body as the audit log keeps it: a JSON object of at most MAX_AUDIT_TEXT characters, or None."""
+    if not value:
+        return None
+    try:
+        payload = redact(value) if isinstance(value, dict) else {"body": redact(value)}
+        text = redact_text(json.dumps(payload, ensure_ascii=False, separators=(",", ":")))
+    except RecursionError:
+        return '{"unreadable":"nested too deeply"}'
+    text = text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which SQLite cannot keep
+    if len(text) <= MAX_AUDIT_TEXT:
+        return text
+    return json.dumps({"truncated": text[: MAX_AUDIT_TEXT // 2 - 16]}, ensure_ascii=False)  # quotes may double it
+
+
+def parse_body(raw: bytes, content_type: str) -> Any:
+    """Read a request body for the audit log; one that cannot be read is described, as its secrets cannot be found."""
+    if "form-urlencoded" in content_type:
+        return dict(parse_qsl(raw.decode(errors="replace"), keep_blank_values=True))
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return {"unreadable": f"{len(raw)} bytes"} if raw else None
+
+
+class AuditLog:
+    """The audit log's file: one connection that all threads share under a lock, and the count of rows that failed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, which is created when it is not there."""
+        self.path = path
+        self.failures = 0
+        self._db = open_database(path, "audit")
+        self._lock = threading.Lock()
+
+    def record(self, audit: Mapping[str, Any]) -> None:
+        """Commit the row of one request."""
+        with self._lock, transaction(self._db):
+            insert_audit(self._db, audit)
+
+    def note_failure(self, error: Exception) -> None:
+        """Count and log a row that could not be written."""
+        self.failures += 1
+        log.error("audit row lost, %d so far: %s: %s", self.failures, self.path, error)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+# ======================================================================================================================
+# Room 5. Plugins: what happens to every request before and after its handler. Touches request and response.
+# ======================================================================================================================
+
+EXPOSED_HEADERS = "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy"
+NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
+
+
+def is_api(path: str) -> bool:
+    """Tell whether a path is audited and open to other origins."""
+    return path == "/api" or path.startswith("/api/")
+
+
+def request_query(environ: dict[str, Any]) -> dict[str, str]:
+    """Return the query's fields, read once; of a repeated one the last counts, as in PHP."""
+    if "ticketapi.query" not in environ:
+        text = environ.get("QUERY_STRING", "")
+        environ["ticketapi.query"] = dict(parse_qsl(text, keep_blank_values=True)) if text else {}
+    query: dict[str, str] = environ["ticketapi.query"]
+    return query
+
+
+def limit_headers(limit: Limit, now: int) -> dict[str, str]:
+    """Return the headers of a limit: Laravel's, and those of draft-ietf-httpapi-ratelimit-headers."""
+    headers = {
+        "X-RateLimit-Limit": str(limit.size),
+        "X-RateLimit-Remaining": str(limit.remaining),
+        "RateLimit-Policy": f'"{limit.policy}";q={limit.size};w={MINUTE}',
+        "RateLimit": f'"{limit.policy}";r={limit.remaining};t={limit.reset}',
+    }
+    if not limit.allowed:
+        headers["X-RateLimit-Reset"] = str(-(-now // MICROSECONDS) + limit.retry_after)
+    return headers
+
+
+class Cors:
+    """Who may read answers from a script in a page of another origin (https://fetch.spec.whatwg.org/#cors-protocol).
+
+    Credentials are never allowed: the token is the only key.
+    """
+
+    def __init__(self, origins: tuple[str, ...]) -> None:
+        """Take the origins allowed: `*` for all, `off` for none."""
+        self.origins = () if origins == ("off",) else origins
+
+    def headers(self, origin: str) -> dict[str, str]:
+        """Return the headers of an answer to a request from an origin (may be empty)."""
+        if "*" in self.origins:
+            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED_HEADERS}
+        if origin not in self.origins:
+            return {"Vary": "Origin"} if self.origins else {}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+            "Vary": "Origin",
+        }
+
+    def preflight(self, method: str, headers: str) -> dict[str, str]:
+        """Return the headers that allow what a preflight asks for, good for a day."""
+        vary = ["Access-Control-Request-Method", "Access-Control-Request-Headers"]
+        answer = {
+            "Access-Control-Allow-Methods": method,
+            "Access-Control-Max-Age": str(DAY),
+            "Vary": ", ".join(vary if "*" in self.origins else ["Origin", *vary]),
+        }
+        return {**answer, "Access-Control-Allow-Headers": headers} if headers else answer
+
+
+class AuditHook:
+    """The first and the last to see a request: reads the clocks, mends the path, adds headers, writes the audit row."""
+
+    def __init__(self, settings: Settings, audit: AuditLog, clock: Clock) -> None:
+        """Take what the requests of one app share."""
+        self.settings = settings
+        self.audit = audit
+        self.clock = clock
+        self.cors = Cors(settings.cors_origin)
+
+    def before(self) -> None:
+        """Start a request; answers a preflight at once."""
+        environ = bottle.request.environ
+        environ["ticketapi.now"] = self.clock.wall()
+        environ["ticketapi.tick"] = self.clock.monotonic()
+        # Bottle drops bytes that are no UTF-8; here they become U+FFFD, which no route holds.
+        path = environ["bottle.raw_path"].encode("latin-1").decode("utf-8", "replace")
+        path = NOT_IN_A_PATH.sub("\ufffd", path)
+        environ["PATH_INFO"] = path[:-1] if len(path) > 1 and path.endswith("/") else path
+        if environ["REQUEST_METHOD"] == "OPTIONS" and is_api(path):
+            self.answer_preflight(environ)
+
+    def answer_preflight(self, environ: dict[str, Any]) -> None:
+        """Allow what the preflight of an allowed origin asks for; any other OPTIONS request goes on to its route."""
+        origin, method = environ.get("HTTP_ORIGIN", ""), environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", "")
+        if origin and method and "Access-Control-Allow-Origin" in self.cors.headers(origin):
+            environ["ticketapi.preflight"] = True
+            asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
+            raise bottle.HTTPResponse(status=204, headers=self.cors.preflight(method, asked))
+
+    def after(self) -> None:
+        """Finish a request: it is in the audit log before its answer is sent."""
+        environ, response = bottle.request.environ, bottle.response
+        response.headers.update(self.headers(environ))
+        if response.status_code == 405:
+            response.headers["Allow"] = supported_methods(response.headers["Allow"])
+        if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
+            try:
+                self.audit.record(audit_row(environ, response.status_code, self.clock.monotonic()))
+            except Exception as error:  # a failing audit never breaks the API
+                self.audit.note_failure(error)
+        client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
+        log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, response.status_code)
+
+    def headers(self, environ: dict[str, Any]) -> dict[str, str]:
+        """Return the headers that every answer carries."""
+        headers = {
+            "Content-Type": "application/json",
+            "Cache-Control": "no-cache, private",
+            "X-Content-Type-Options": "nosniff",
+        }
+        if is_api(environ["PATH_INFO"]):
+            cors = self.cors.headers(environ.get("HTTP_ORIGIN", ""))
+            headers.update({name: value for name, value in cors.items() if name not in bottle.response.headers})
+        limit: Limit | None = environ.get("ticketapi.limit")
+        if limit and self.settings.rate:
+            headers.update(limit_headers(limit, environ["ticketapi.now"]))
+        if limit and not limit.allowed:
+            headers["Retry-After"] = str(limit.retry_after)
+        return headers
+
+
+def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, Any]:
+    """Return the audit log's row of a request; every text is redacted and capped."""
+    token: Token | None = environ.get("ticketapi.token")
+    route = environ.get("bottle.route")
+    agent = environ.get("HTTP_USER_AGENT", "").encode("latin-1", "replace").decode("utf-8", "replace")
+    return {
+        "user_id": token.user_id if token else None,
+        "token_id": token.id if token else None,
+        "method": environ["REQUEST_METHOD"][:32],
+        "path": redact_text(environ["PATH_INFO"].lstrip("/"))[:MAX_AUDIT_PATH],
+        "route_name": route.name if route else None,
+        "status_code": status,
+        "ip_address": environ.get("REMOTE_ADDR", ""),
+        "user_agent": redact_text(agent)[:MAX_AUDIT_USER_AGENT] or None,
+        "duration_ms": int((tick - environ["ticketapi.tick"]) * 1000),
+        "query": audit_payload(request_query(environ)),
+        "request_body": request_body(environ),
+        "created_at": format_time(environ["ticketapi.now"]),
+    }
+
+
+def request_body(environ: dict[str, Any]) -> str | None:
+    """Return a request's body as the audit log keeps it."""
+    if environ.get("CONTENT_LENGTH", "0") in ("", "0"):
+        return None
+    raw = bottle.request.body.read(MAX_BODY_BYTES)
+    return audit_payload(parse_body(raw, environ.get("CONTENT_TYPE", "")))
+
+
+def supported_methods(allowed: str) -> str:
+    """Return what Laravel lists of the methods that the router found: HEAD goes with GET, OPTIONS goes unsaid."""
+    methods = {*allowed.split(","), "HEAD"} - {"OPTIONS"}
+    return ", ".join(sorted(methods))
+
+
+class CatchErrors:
+    """Turns every exception into an answer, so that the hooks see its status. Outermost plugin."""
+
+    name, api = "catch_errors", 2
+
+    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
+        """Wrap a handler."""
+
+        def caught(*args: Any, **kwargs: Any) -> bytes:
+            try:
+                return callback(*args, **kwargs)
+            except bottle.HTTPResponse:
+                raise
+            except Exception as error:
+                raise http_error(error) from error
+
+        return caught
+
+
+def http_error(error: Exception) -> bottle.HTTPError:
+    """Return the answer to an exception; what is not the client's doing is logged, and its details stay here."""
+    if isinstance(error, InvalidFields):
+        return bottle.HTTPError(422, {"message": str(error), "errors": error.errors})
+    if isinstance(error, TicketApiError) and error.status < 500:
+        return bottle.HTTPError(error.status, str(error))
+    if isinstance(error, sqlite3.Error):
+        log.error("database: %s", error)
+        return bottle.HTTPError(503, "Service Unavailable", retry_after="1")
+    log.error("request failed", exc_info=error)
+    return bottle.HTTPError(500, "Server Error")
+
+
+def error_body(error: bottle.HTTPError) -> bytes:
+    """Return an error's JSON; Bottle's own errors get Laravel's words."""
+    environ = bottle.request.environ
+    path = environ["PATH_INFO"].strip("/") or "/"
+    if isinstance(error.body, dict):
+        return to_json(error.body)
+    if error.status_code == 404 and "bottle.route" not in environ:
+        return to_json({"message": f"The route {path} could not be found."})
+    if error.status_code == 405:
+        method, allowed = environ["REQUEST_METHOD"], error.headers["Allow"]
+        return to_json({"message": f"The {method} method is not supported for route {path}. Supported methods: {allowed}."})
+    return to_json({"message": "Server Error" if error.status_code == 500 else error.body})
+
+
+class Authenticate:
+    """Finds the token of a request (RFC 6750). Routes without an ability are open to everybody."""
+
+    name, api = "authenticate", 2
+
+    def __init__(self, readers: Readers) -> None:
+        """Take the connections; guesses are limited by address."""
+        self.readers = readers
+        self.guesses = TokenBucket(GUESSES_PER_MINUTE, "failed-authentication")
+
+    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
+        """Wrap a handler whose route asks for an ability."""
+        if "ability" not in route.config:
+            return callback
+
+        def authenticated(*args: Any, **kwargs: Any) -> bytes:
+            environ = bottle.request.environ
+            environ["ticketapi.token"] = self.identify(environ)
+            return callback(*args, **kwargs)
+
+        return authenticated
+
+    def identify(self, environ: dict[str, Any]) -> Token:
+        """Return the request's token, or raise 401, or 429 for an address that guesses too much."""
+        scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        given = text.strip() if scheme.lower() == "bearer" else ""
+        now = environ["ticketapi.now"]
+        token = authenticate_token(self.readers.get(), given, now) if given else None
+        if token:
+            note_token_use(self.readers.path, token, now)
+            return token
+        limit = self.guesses.take(address_key(environ.get("REMOTE_ADDR", "")), environ["ticketapi.tick"])
+        if not limit.allowed:
+            environ["ticketapi.limit"] = limit
+            raise bottle.HTTPError(429, "Too Many Attempts.")
+        challenge = 'Bearer error="invalid_token"' if given else "Bearer"
+        raise bottle.HTTPError(401, "Unauthenticated.", www_authenticate=challenge)
+
+
+class Throttle:
+    """Takes each request with a token from the bucket of the token's user."""
+
+    name, api = "throttle", 2
+
+    def __init__(self, rate: int) -> None:
+        """Allow `rate` requests a minute for each user; 0 is unlimited."""
+        self.buckets = TokenBucket(rate, "default") if rate else None
+
+    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
+        """Wrap a handler whose route asks for an ability."""
+        buckets = self.buckets
+        if "ability" not in route.config or buckets is None:
+            return callback
+
+        def throttled(*args: Any, **kwargs: Any) -> bytes:
+            environ = bottle.request.environ
+            limit = buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
+            environ["ticketapi.limit"] = limit
+            if not limit.allowed:
+                raise bottle.HTTPError(429, "Too Many Attempts.")
+            return callback(*args, **kwargs)
+
+        return throttled
+
+
+class Authorize:
+    """Refuses a token that lacks the ability its route asks for. Innermost, so that a refusal is throttled too."""
+
+    name, api = "authorize", 2
+
+    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
+        """Wrap a handler whose route asks for an ability."""
+        ability = route.config.get("ability")
+        if ability is None:
+            return callback
+
+        def authorized(*args: Any, **kwargs: Any) -> bytes:
+            if not bottle.request.environ["ticketapi.token"].can(ability):
+                challenge = f'Bearer error="insufficient_scope", scope="{ability}"'
+                raise bottle.HTTPError(403, "Invalid ability provided.", www_authenticate=challenge)
+            return callback(*args, **kwargs)
+
+        return authorized
+
+
+# ======================================================================================================================
+# Room 6. Routes: the app and its handlers. Touches request and response; operations get plain values.
+# ======================================================================================================================
+
+HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+USER_TICKETS = "/api/users/<user_id:re:[1-9][0-9]{0,17}>/tickets"  # 18 digits: inside SQLite's 64 bits
+
+
+def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock) -> bottle.Bottle:
+    """Return a WSGI application of its own, which shares nothing with another."""
+    app = bottle.Bottle()
+    app.config["json.enable"] = False  # handlers return bytes; Bottle would also rewrite the bodies of errors
+    app.default_error_handler = error_body
+    hook = AuditHook(settings, audit, clock)
+    app.add_hook("before_request", hook.before)
+    app.add_hook("after_request", hook.after)
+    for plugin in (CatchErrors(), Authenticate(readers), Throttle(settings.rate), Authorize()):  # outermost first
+        app.install(plugin)
+    handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, str]], ...] = (
+        ("/api/tickets/open", "tickets.open", partial(show_tickets, readers, OPEN), {"ability": READ_TICKETS}),
+        ("/api/tickets/closed", "tickets.closed", partial(show_tickets, readers, CLOSED), {"ability": READ_TICKETS}),
+        (USER_TICKETS, "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
+        ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
+        ("/up", "up", show_up, {}),
+    )
+    for rule, name, handler, config in handlers:
+        app.route(rule, "GET", handler, name=name, **config)
+        app.route(rule, "OPTIONS", show_options)
+    return app
+
+
+def list_url(environ: dict[str, Any]) -> str:
+    """Return the URL of the list that a request asks for, by the host and scheme that the client used."""
+    host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+    if not HOST_PATTERN.fullmatch(host):
+        raise BadRequest("The Host header is not valid.")
+    return f"{environ['wsgi.url_scheme']}://{host}{environ['PATH_INFO']}"
+
+
+def asked_page() -> PageRequest:
+    """Return the page that the request asks for."""
+    environ = bottle.request.environ
+    return parse_page_request(list_url(environ), request_query(environ))
+
+
+def show_tickets(readers: Readers, status: int) -> bytes:
+    """GET /api/tickets/open and /api/tickets/closed."""
+    return to_json(tickets_page(readers.get(), status, asked_page()))
+
+
+def show_user_tickets(readers: Readers, user_id: str) -> bytes:
+    """GET /api/users/{id}/tickets."""
+    return to_json(user_tickets_page(readers.get(), int(user_id), asked_page()))
+
+
+def show_stats(readers: Readers) -> bytes:
+    """GET /api/stats."""
+    return to_json(desk_stats(readers.get()))
+
+
+def show_up() -> bytes:
+    """GET /up: the process answers."""
+    return to_json({"status": "up"})
+
+
+def show_options(**_: str) -> bytes:
+    """OPTIONS on a route that exists: what it supports."""
+    bottle.response.headers["Allow"] = "GET, HEAD"
+    return b""
+
+
+# ======================================================================================================================
+# Room 7. Scheduler: runs jobs on wall-clock boundaries, in one thread. Touches operations.
+# ======================================================================================================================
+
+
+@dataclass
+class Job:
+    """Something to do every so many seconds, counted from the epoch: every minute is on the minute."""
+
+    name: str
+    every: int  # seconds
+    run: Callable[[int], object]  # takes the time, in microseconds
+    next_at: int | None = None  # microseconds
+
+    def boundary_after(self, moment: int) -> int:
+        """Return the first boundary after a moment."""
+        step = self.every * MICROSECONDS
+        return (moment // step + 1) * step
+
+
+def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
+    """Run each job whose time has come, once, however many boundaries were missed; a failing one is logged."""
+    for job in jobs:
+        step = job.every * MICROSECONDS
+        if job.next_at is None:
+            job.next_at = job.boundary_after(now)
+        elif job.next_at - now > 2 * step:  # the clock was set back; half a step keeps the runs apart
+            job.next_at = job.boundary_after(now + step // 2)
+        if now < job.next_at:
+            continue
+        job.next_at = job.boundary_after(now)
+        try:
+            job.run(now)
+        except Exception as error:
+            log.error("scheduled %s failed, next try at %s: %s", job.name, format_time(job.next_at), error)
+
+
+def scheduled_jobs(settings: Settings, seed: int) -> list[Job]:
+    """Return the jobs that a server runs: a ticket arrives, a ticket is closed."""
+
+    def generate(now: int) -> None:
+        with closing(connect(settings.db)) as db:
+            generate_tickets(db, 1, now, seed)
+
+    def process(now: int) -> None:
+        with closing(connect(settings.db)) as db:
+            process_tickets(db, 1, now)
+
+    if settings.no_scheduler:
+        return []
+    jobs = [Job("generate", settings.generate_every, generate), Job("process", settings.process_every, process)]
+    return [job for job in jobs if job.every]
+
+
+class Scheduler:
+    """The thread around `run_due_jobs`. One thread, so no job ever overlaps itself or another."""
+
+    def __init__(self, jobs: Sequence[Job], clock: Clock) -> None:
+        """Take the jobs; `start` begins."""
+        self.jobs = jobs
+        self.clock = clock
+        self.heartbeat = clock.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run the jobs, if there are any."""
+        if self.jobs:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Let the running job end and begin no other."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def alive(self, now: float) -> bool:
+        """Tell whether the thread has gone round within the last half minute; true when it has nothing to do."""
+        return not self.jobs or now - self.heartbeat < 30
+
+    def _loop(self) -> None:
+        """Go round once a second, on the second."""
+        while True:
+            run_due_jobs(self.jobs, self.clock.wall())
+            self.heartbeat = self.clock.monotonic()
+            if self._stop.wait(1 - self.clock.wall() % MICROSECONDS / MICROSECONDS):
+                return
+
+
+# ======================================================================================================================
+# Room 8. Server: sockets, Waitress, stopping without losing a request, systemd. Knows nothing of tickets.
+# ======================================================================================================================
+
+REFUSALS = {
+    400: "The request could not be understood.",
+    413: f"The request body is over {MAX_BODY_BYTES} bytes.",
+    431: f"The request headers are over {MAX_HEADER_BYTES} bytes.",
+    501: "The transfer coding is not supported.",
+}
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raises TicketApiError when the address cannot be used."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise TicketApiError(f"cannot listen on --host {host}: {error.strerror}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise TicketApiError(
+            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}; choose another --port or --host"
+        ) from error
+    return sock
+
+
+def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
+    """Return the sockets that systemd hands over, none as a rule (sd_listen_fds(3))."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    sockets = [socket.socket(fileno=3 + i) for i in range(int(environ.get("LISTEN_FDS", "0")))]
+    for sock in sockets:
+        sock.set_inheritable(False)
+    return sockets
+
+
+def socket_url(sock: socket.socket) -> str:
+    """Return where a listening socket is reached."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def notify_systemd(environ: Mapping[str, str], state: str) -> None:
+    """Tell systemd about a state such as READY=1, when it wants to know (sd_notify(3))."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def refuse(task: Any) -> None:
+    """Answer a request that the parser refused, in JSON; replaces the `execute` of Waitress's ErrorTask."""
+    error = task.request.error
+    log.info("refused a request from %s: %d %s", task.channel.addr[0], error.code, error.reason)
+    task.channel.server.refusals += 1
+    body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
+    task.status = f"{error.code} {error.reason}"
+    task.response_headers.append(("Content-Type", "application/json"))
+    task.set_close_on_finish()
+    task.content_length = len(body)
+    task.write(body)
+
+
+class Server:
+    """Waitress around one app: `run` until `stop`, then answer what is in flight."""
+
+    def __init__(self, app: Any, sockets: Sequence[socket.socket], settings: Settings) -> None:
+        """Prepare to serve on listening sockets; nothing is accepted before `run`."""
+        from waitress.channel import HTTPChannel
+        from waitress.server import create_server
+        from waitress.task import ErrorTask
+
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
+        error_task = type("JsonErrorTask", (ErrorTask,), {"execute": refuse})
+        channel = type("JsonChannel", (HTTPChannel,), {"error_task_class": error_task})
+        self._map: dict[int, Any] = {}
+        self._stopping = False
+        proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
+        create_server(
+            app,
+            map=self._map,
+            sockets=list(sockets),
+            threads=settings.threads,
+            server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
+            ident="ticketapi",
+            max_request_header_size=MAX_HEADER_BYTES + 1,  # Waitress refuses from this size on
+            max_request_body_size=MAX_BODY_BYTES + 1,
+            connection_limit=1000,
+            asyncore_use_poll=True,
+            clear_untrusted_proxy_headers=True,
+            trusted_proxy=settings.trusted_proxy or None,
+            **(proxy if settings.trusted_proxy else {}),
+        )
+        self._listeners = [item for item in self._map.values() if hasattr(item, "task_dispatcher")]
+        for listener in self._listeners:
+            listener.channel_class = channel
+            listener.refusals = 0
+
+    def run(self, beat: Callable[[], None]) -> None:
+        """Serve until `stop` is called; `beat` is called at least once a second."""
+        while not self._stopping:
+            self._turn(1.0)
+            beat()
+        self._drain()
+
+    def stop(self) -> None:
+        """Ask `run` to end; safe in a signal handler."""
+        self._stopping = True
+        self._listeners[0].pull_trigger()
+
+    def _turn(self, timeout: float) -> None:
+        """Wait for sockets and serve those that are ready."""
+        from waitress import wasyncore
+
+        wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
+
+    def _channels(self) -> list[Any]:
+        """Return the open connections."""
+        return [channel for listener in self._listeners for channel in listener.active_channels.values()]
+
+    def _drain(self) -> None:
+        """Accept who is already waiting, answer what has arrived, close everything."""
+        from waitress import wasyncore
+
+        for listener in self._listeners:
+            while accepted_one(listener):
+                pass
+            wasyncore.dispatcher.close(listener)  # not listener.close(): that would end the trigger answers need
+        end = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < end:
+            for channel in self._channels():
+                announce_close(channel)
+            self._turn(0.1)
+            if not any(map(is_busy, self._channels())):
+                break
+        self._listeners[0].task_dispatcher.shutdown(timeout=1)
+        wasyncore.close_all(self._map)
+
+
+PROXY_HEADERS = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"}
+
+
+def accepted_one(listener: Any) -> bool:
+    """Accept one connection from a listener's queue, if one waits there."""
+    before = len(listener.active_channels)
+    listener.handle_accept()
+    return len(listener.active_channels) > before
+
+
+def announce_close(channel: Any) -> None:
+    """Have the last request of a connection answered with `Connection: close`, so that the client sends no more."""
+    for request in channel.requests[-1:]:
+        request.headers["CONNECTION"] = "close"
+
+
+def is_busy(channel: Any) -> bool:
+    """Tell whether a connection has a request under way or an answer to send."""
+    receiving = channel.request is not None and channel.request.headers_finished
+    return bool(channel.requests or receiving or channel.total_outbufs_len)
+
+
+# ======================================================================================================================
+# Room 9. Command line: options, commands, main. The only room that prints; touches argv and environ.
+# ======================================================================================================================
+
+
+class Option(NamedTuple):
+    """One option of the command line, its environment variable, and its field of Settings."""
+
+    flag: str
+    help: str
+    metavar: str = ""
+    read: Callable[[str], Any] | None = None  # None: a switch, without a value
+    repeatable: bool = False
+
+    @property
+    def field(self) -> str:
+        """The field of Settings: --generate-every is generate_every."""
+        return self.flag[2:].replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable: --generate-every is TICKETAPI_GENERATE_EVERY."""
+        return f"TICKETAPI_{self.field.upper()}"
+
+
+def read_number(text: str, lowest: int, highest: int) -> int:
+    """Read a whole number within bounds."""
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(f"{text!r} is not a whole number")
+    if not lowest <= number <= highest:
+        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
+    return number
+
+
+DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
+
+
+def read_duration(text: str) -> int:
+    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
+    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
+    if text != "0" and not match:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
+    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
+    if seconds > 36_500 * DAY:
+        raise ValueError(f"{text!r} is too long; the longest is 36500d")
+    return seconds
+
+
+def read_email(text: str) -> str:
+    """Read an address; it is kept in lower case."""
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+        raise ValueError(f"{text!r} is not an e-mail address")
+    return text.lower()
+
+
+def read_text(text: str) -> str:
+    """Read a text that is not empty and fits a line."""
+    if not text.strip() or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
+    return text
+
+
+def read_address(text: str) -> str:
+    """Read an IP address."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address, such as 127.0.0.1") from None
+
+
+def read_origin(text: str) -> str:
+    """Read an origin as browsers send it, `*` or `off`."""
+    if text not in ("*", "off") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/,]+", text):
+        raise ValueError(f"{text!r} is not an origin; write https://dashboard.example.com, * or off")
+    return text
+
+
+def read_level(text: str) -> str:
+    """Read the name of a log level."""
+    if text not in ("debug", "info", "warning", "error"):
+        raise ValueError(f"{text!r} is not a log level; write debug, info, warning or error")
+    return text
+
+
+def read_switch(text: str) -> bool:
+    """Read an environment variable that stands for a switch."""
+    answers = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in answers:
+        raise ValueError(f"{text!r} is neither 1 nor 0")
+    return answers[text.lower()]
+
+
+OPTIONS = {
+    option.field: option
+    for option in (
+        Option("--db", "file of the desk; its audit log lies beside it", "PATH", Path),
+        Option("--json", "print one JSON document"),
+        Option("--host", "address to listen on", "HOST", read_text),
+        Option("--port", "port to listen on; 0 picks a free one", "PORT", partial(read_number, lowest=0, highest=65_535)),
+        Option("--rate", "requests a minute for each user; 0 is unlimited", "N", partial(read_number, lowest=0, highest=10**6)),
+        Option("--threads", "threads that answer requests", "N", partial(read_number, lowest=1, highest=64)),
+        Option("--no-scheduler", "let no ticket arrive or be closed by itself"),
+        Option("--generate-every", "how often a ticket arrives; 0 is never", "DURATION", read_duration),
+        Option("--process-every", "how often a ticket is closed; 0 is never", "DURATION", read_duration),
+        Option(
+            "--cors-origin",
+            "origin whose pages may read answers; may be repeated; * is all, off is none",
+            "ORIGIN",
+            read_origin,
+            True,
+        ),
+        Option(
+            "--trusted-proxy",
+            "IP address of the proxy whose X-Forwarded-For, -Proto and -Host are believed",
+            "ADDRESS",
+            read_address,
+        ),
+        Option("--log-level", "debug (with a line for each request), info, warning or error", "LEVEL", read_level),
+        Option("--demo", "fill an empty desk with 10,000 tickets of 90 days and make a token"),
+        Option("--count", "how many tickets", "N", partial(read_number, lowest=-(10**9), highest=10**9)),
+        Option(
+            "--seed",
+            "number that the tickets are derived from; the same gives the same; random without it",
+            "N",
+            partial(read_number, lowest=0, highest=2**63),
+        ),
+        Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
+        Option("--name", "what the token is for", "NAME", read_text),
+        Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
+        Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_text, True),
+        Option("--expires", "how long the token works; 0 is for ever", "DURATION", read_duration),
+    )
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UsageError for `main` to print."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def show_default(option: Option) -> str:
+    """Write an option's default as one would type it; nothing when there is none."""
+    value = getattr(Settings(), option.field)
+    if option.read is read_duration:
+        return next((f"{value // size}{unit}" for unit, size in DURATION_UNITS if value and value % size == 0), "0")
+    return " ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+
+
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add options to a command; the default is filled in later, after the environment."""
+    for name in names:
+        option = OPTIONS[name]
+        if option.read is None:
+            parser.add_argument(option.flag, action="store_const", const=True, help=f"{option.help} [{option.variable}]")
+            continue
+        default = show_default(option)
+        shown = f"; default {default}" if default else ""
+        text = f"{option.help}{shown} [{option.variable}]".replace("%", "%%")
+        action = "append" if option.repeatable else "store"
+        parser.add_argument(option.flag, action=action, metavar=option.metavar, help=text)
+
+
+def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
+    """Return an option's value by flag, then environment; None when neither gives one."""
+    source, texts = option.flag, given
+    if given is None:
+        source, text = option.variable, environ.get(option.variable, "")
+        texts = text.split(",") if option.repeatable and text else text or None
+    if texts is None or texts is True:
+        return texts
+    read = option.read or read_switch
+    try:
+        return tuple(read(text.strip()) for text in texts) if option.repeatable else read(texts)
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """Return the settings of a run: flag, then TICKETAPI_* variable, then default."""
+    read = {name: read_option(OPTIONS[name], getattr(args, name), environ) for name in args.options}
+    settings = Settings(**{name: value for name, value in read.items() if value is not None})
+    if "off" in settings.cors_origin and len(settings.cors_origin) > 1:
+        raise UsageError("--cors-origin: off stands alone")
+    return settings
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2))
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def hint(text: str) -> None:
+    """Tell a person something that is not the result."""
+    print(text, file=sys.stderr)
+
+
+def program_call(settings: Settings, words: str) -> str:
+    """Return a command line that can be pasted, for the program and the desk as they were called."""
+    program = sys.argv[0]
+    name = f"python3 {program}" if program.endswith((".py", ".pyz")) else "ticketapi"
+    path = "" if settings.db == Settings().db else f" --db {shlex.quote(str(settings.db))}"
+    return f"{name} {words}{path}"
+
+
+def command_generate(settings: Settings) -> int:
+    """Add tickets now, or a history of them."""
+    if settings.count < 1:
+        raise UsageError("Invalid ticket count: --count must be 1 or more")
+    if settings.count > settings.since * MICROSECONDS // 2 > 0:
+        raise UsageError("Invalid ticket count: --count is too many for so short a --since")
+    seed = secrets.randbits(63) if settings.seed is None else settings.seed
+    now = wall_microseconds()
+    with closing(open_database(settings.db, "desk")) as db:
+        closed = 0
+        if settings.since:
+            made, closed = generate_history(db, settings.count, settings.since, now, seed)
+        else:
+            made = generate_tickets(db, settings.count, now, seed)
+    if settings.json:
+        print_json({"generated": made, "closed": closed})
+    else:
+        print(f"Generated {plural(made, 'ticket')}")
+        if settings.since:
+            print(f"Closed {plural(closed, 'ticket')}")
+    return 0
+
+
+def command_process(settings: Settings) -> int:
+    """Close the oldest open tickets."""
+    with closing(open_database(settings.db, "desk")) as db:
+        ids = process_tickets(db, settings.count, wall_microseconds())
+    if settings.json:
+        print_json({"processed": len(ids), "ticket_ids": ids})
+    elif ids:
+        print(f"Processed {plural(len(ids), 'ticket')}")
+        print(f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}")
+    else:
+        print("No tickets to process")
+    return 0
+
+
+def command_token_create(settings: Settings) -> int:
+    """Make a token; its secret is printed once."""
+    with closing(open_database(settings.db, "desk")) as db:
+        token = create_token(db, settings.user, settings.name, settings.ability, settings.expires, wall_microseconds())
+    if settings.json:
+        print_json(token)
+        return 0
+    expires = f"expires {token['expires_at']}" if token["expires_at"] else "does not expire"
+    hint(f"Token {token['id']} of {settings.user} for {', '.join(settings.ability)}; {expires}. It is shown only once:")
+    print(token["token"])
+    return 0
+
+
+def command_token_list(settings: Settings) -> int:
+    """List the tokens, without their secrets."""
+    with closing(open_database(settings.db, "desk")) as db:
+        tokens = [{**dict(row), "abilities": json.loads(row["abilities"])} for row in list_tokens(db)]
+    if settings.json:
+        print_json(tokens)
+    elif tokens:
+        print_table([{**token, "abilities": ",".join(token["abilities"])} for token in tokens])
+    else:
+        print("No tokens")
+    return 0
+
+
+def print_table(records: Sequence[Mapping[str, Any]]) -> None:
+    """Print records as columns, wide enough for the longest value."""
+    lines = [[name.upper() for name in records[0]]]
+    lines += [["-" if value is None else str(value) for value in record.values()] for record in records]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def command_token_revoke(settings: Settings, token_id: int) -> int:
+    """Delete a token."""
+    with closing(open_database(settings.db, "desk")) as db:
+        revoke_token(db, token_id)
+    if settings.json:
+        print_json({"revoked": token_id})
+    else:
+        print(f"Revoked token {token_id}")
+    return 0
+
+
+def command_token_prune(settings: Settings) -> int:
+    """Delete the tokens that have expired."""
+    with closing(open_database(settings.db, "desk")) as db:
+        pruned = prune_tokens(db, wall_microseconds())
+    if settings.json:
+        print_json({"pruned": pruned})
+    else:
+        print(f"Pruned {plural(pruned, 'token')}")
+    return 0
+
+
+def command_serve(settings: Settings) -> int:
+    """Serve the API until SIGTERM or SIGINT."""
+    if bottle is None or importlib.util.find_spec("waitress") is None:
+        raise TicketApiError("serve needs the packages bottle and waitress: pip install bottle waitress, or use the .pyz")
+    configure_log(settings.log_level)
+    with closing(open_database(settings.db, "desk")) as db:
+        lock_desk(settings.db)
+        sockets = inherited_sockets(os.environ) or [bind_socket(settings.host, settings.port)]
+        url = socket_url(sockets[0])
+        if settings.demo:
+            fill_demo_desk(db, settings, url)
+        else:
+            suggest_next_steps(db, settings)
+    serve(settings, sockets, url)
+    return 0
+
+
+def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> None:
+    """Run server and scheduler until a signal, and tell systemd how they are."""
+    clock, readers, audit = Clock(), Readers(settings.db), AuditLog(settings.audit_db)
+    server = Server(make_app(settings, readers, audit, clock), sockets, settings)
+    scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63)), clock)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stop_once(server, number))
+
+    def beat() -> None:
+        if scheduler.alive(clock.monotonic()):
+            notify_systemd(os.environ, "WATCHDOG=1")
+
+    scheduler.start()
+    print(f"Listening on {url}", flush=True)
+    log.info("ticketapi %s serves %s with %s", __version__, settings.db, describe_schedule(settings))
+    notify_systemd(os.environ, "READY=1")
+    server.run(beat)
+    notify_systemd(os.environ, "STOPPING=1")
+    scheduler.stop()
+    readers.close()
+    audit.close()
+    log.info("stopped")
+
+
+def stop_once(server: Server, number: int) -> None:
+    """Ask the server to stop; the same signal again ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    server.stop()
+
+
+def describe_schedule(settings: Settings) -> str:
+    """Return what the scheduler does, for the log."""
+    if settings.no_scheduler:
+        return "no scheduler"
+    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never)"
+
+
+def fill_demo_desk(db: sqlite3.Connection, settings: Settings, url: str) -> None:
+    """Fill an empty desk, make a token and say how to use it; leave any other desk alone."""
+    now = wall_microseconds()
+    if newest_ticket(db)[0]:
+        hint(f"{settings.db} has tickets already, so --demo changes nothing. A token: {program_call(settings, 'token create')}")
+        return
+    made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, now, DEMO_SEED)
+    token = create_token(db, settings.user, "demo", settings.ability, 0, now)
+    hint(f"The desk has {made} tickets of the last {DEMO_DAYS} days, {closed} of them closed. Try, with a token of its own:")
+    hint(f"  curl -H 'Authorization: Bearer {token['token']}' {url}/api/stats")
+
+
+def suggest_next_steps(db: sqlite3.Connection, settings: Settings) -> None:
+    """Say what to do first on a desk without tickets or tokens."""
+    if not newest_ticket(db)[0]:
+        hint(f"The desk is empty. Tickets now: {program_call(settings, 'generate --count 50')}")
+    if not has_tokens(db):
+        hint(f"There is no token yet. The API asks for one: {program_call(settings, 'token create')}")
+
+
+class OneLine(logging.Formatter):
+    """Writes each record, its traceback included, as one line of printable text, as journald likes it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Fold the lines of a record and escape what a terminal would act on."""
+        text = " | ".join(super().format(record).splitlines())
+        return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def configure_log(level: str) -> None:
+    """Send the log to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+class Command(NamedTuple):
+    """One command: its words, what it runs, its help, its options and examples."""
+
+    words: str
+    run: Callable[..., int]
+    help: str
+    options: tuple[str, ...]
+    examples: tuple[str, ...]
+
+
+SERVE_OPTIONS = "db host port rate threads no_scheduler generate_every process_every cors_origin trusted_proxy log_level demo"
+COMMANDS = (
+    Command(
+        "serve",
+        command_serve,
+        "answer HTTP requests and let the desk live",
+        tuple(SERVE_OPTIONS.split()),
+        ("serve --demo", "serve --port 9000 --rate 0", "serve --db /srv/desk.db --generate-every 10s --process-every 15s"),
+    ),
+    Command(
+        "generate",
+        command_generate,
+        "add tickets now, or a history of them",
+        ("db", "count", "seed", "since", "json"),
+        ("generate --count 50", "generate --count 1000000 --seed 7", "generate --count 10000 --since 90d"),
+    ),
+    Command(
+        "process",
+        command_process,
+        "close the oldest open tickets",
+        ("db", "count", "json"),
+        ("process", "process --count 100 --json"),
+    ),
+    Command(
+        "token create",
+        command_token_create,
+        "make a token; it is printed once",
+        ("db", "name", "user", "ability", "expires", "json"),
+        ("token create", "token create --user ann@example.com --name dashboard --expires 30d"),
+    ),
+    Command(
+        "token list",
+        command_token_list,
+        "list tokens, without their secrets",
+        ("db", "json"),
+        ("token list", "token list --json"),
+    ),
+    Command(
+        "token revoke",
+        command_token_revoke,
+        "delete a token, at once for a running server too",
+        ("db", "json"),
+        ("token revoke 3",),
+    ),
+    Command(
+        "token prune",
+        command_token_prune,
+        "delete the tokens that have expired",
+        ("db", "json"),
+        ("token prune",),
+    ),
+)
+
+
+def read_token_id(text: str) -> int:
+    """Read the id of a token, as an argument."""
+    try:
+        return read_number(text, 1, 2**63 - 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="ticketapi",
+        description="A live support desk behind an API, in one file.",
+        epilog=example_text(("serve --demo", "generate --count 50", "token create")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ticketapi {__version__}")
+    words = parser.add_subparsers(metavar="COMMAND", required=True)
+    token = words.add_parser("token", help="create, list, revoke and prune tokens", description="Manage tokens.")
+    token_words = token.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        first, _, second = command.words.partition(" ")
+        add_command((token_words if second else words).add_parser, second or first, command)
+    return parser
+
+
+def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, command: Command) -> None:
+    """Add the parser of one command."""
+    parser = add_parser(
+        name,
+        help=command.help,
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        epilog=example_text(command.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if command.words == "token revoke":
+        parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
+    add_options(parser, command.options)
+    parser.set_defaults(run=command.run, options=command.options)
+
+
+def example_text(examples: Sequence[str]) -> str:
+    """Return the examples of a help text."""
+    return "examples:\n" + "\n".join(f"  ticketapi {line}" for line in examples)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 usage."""
+    path = Settings().db
+    try:
+        args = build_parser().parse_args(argv)
+        settings = resolve_settings(args, os.environ)
+        path = settings.db
+        more = {"token_id": args.token_id} if hasattr(args, "token_id") else {}
+        return int(args.run(settings, **more))
+    except TicketApiError as error:
+        failure = error
+    except sqlite3.Error as error:
+        failure = explain_sqlite_error(error, path)
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        failure = TicketApiError("interrupted; what was committed before is kept")
+    except OSError as error:
+        failure = TicketApiError(f"{error.strerror}: {error.filename}")
+    print(f"ticketapi: {failure}", file=sys.stderr)
+    return failure.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
