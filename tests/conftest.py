@@ -1,0 +1,233 @@
+"""What the tests share: a clock that is told the time, a desk in a real file, the real app, real processes."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+import ticketapi
+
+ROOT = Path(__file__).resolve().parent.parent
+NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microseconds
+SECOND = 1_000_000
+
+
+@dataclass
+class HandClock:
+    """A clock that stands still until a test moves it."""
+
+    now: int = NOON
+    tick: float = 1000.0
+
+    def wall(self):
+        return self.now
+
+    def monotonic(self):
+        return self.tick
+
+    def advance(self, seconds):
+        self.now += int(seconds * SECOND)
+        self.tick += seconds
+
+
+@dataclass
+class Answer:
+    """An HTTP answer; header names are lower case."""
+
+    status: int
+    headers: dict
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+@dataclass
+class Api:
+    """The real app over a desk in a file, called in process through wsgiref.validate."""
+
+    settings: ticketapi.Settings
+    clock: HandClock
+    readers: ticketapi.Readers
+    audit: ticketapi.AuditLog
+    app: object
+    errors: io.StringIO = field(default_factory=io.StringIO)
+
+    def request(self, method, url, *, token=None, headers=None, body=b"", address="127.0.0.1", scheme="http"):
+        """Send one request and return its Answer; `url` is a path with an optional query, percent-encoded."""
+        path, _, query = url.partition("?")
+        environ = {
+            "REQUEST_METHOD": method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": urllib.request.unquote(path, "latin-1"),
+            "QUERY_STRING": query,
+            "REMOTE_ADDR": address,
+            "HTTP_HOST": "desk.test:8000",
+            "wsgi.url_scheme": scheme,
+            "wsgi.input": io.BytesIO(body),
+            "wsgi.errors": self.errors,
+        }
+        if body:
+            environ["CONTENT_LENGTH"] = str(len(body))
+        if token:
+            environ["HTTP_AUTHORIZATION"] = f"Bearer {token}"
+        for name, value in (headers or {}).items():
+            key = name.upper().replace("-", "_")
+            environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
+        setup_testing_defaults(environ)
+        started = {}
+
+        def start_response(status, headers, exc_info=None):
+            started.update(status=int(status[:3]), headers={name.lower(): value for name, value in headers})
+            return lambda data: None
+
+        with closing(validator(self.app)(environ, start_response)) as chunks:
+            content = b"".join(chunks)
+        return Answer(started["status"], started["headers"], content)
+
+    def get(self, url, **more):
+        """Send a GET request."""
+        return self.request("GET", url, **more)
+
+    def audits(self):
+        """Return the rows of the audit log, oldest first, as dicts."""
+        with closing(ticketapi.connect(self.settings.audit_db)) as db:
+            return [dict(row) for row in db.execute("SELECT * FROM api_audits ORDER BY id")]
+
+
+@pytest.fixture
+def clock():
+    """A clock at noon of 2025-12-04."""
+    return HandClock()
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """The path of a desk that does not exist yet."""
+    return tmp_path / "desk.db"
+
+
+@pytest.fixture
+def db(desk):
+    """A connection to an empty desk."""
+    with closing(ticketapi.open_database(desk, "desk")) as connection:
+        yield connection
+
+
+@pytest.fixture
+def make_api(desk, db, clock):
+    """Return a function that makes an Api over the desk, with settings of its own."""
+    made = []
+
+    def make(**settings):
+        chosen = replace(ticketapi.Settings(db=desk), **settings)
+        readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
+        made.extend((readers, audit))
+        return Api(chosen, clock, readers, audit, ticketapi.make_app(chosen, readers, audit, clock))
+
+    yield make
+    for item in made:
+        item.close()
+
+
+@pytest.fixture
+def api(make_api):
+    """The app with its default settings."""
+    return make_api()
+
+
+@pytest.fixture
+def token(db, clock):
+    """The text of a token that may read tickets and belongs to the operator."""
+    return ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "test", ["read:tickets"], 0, clock.wall())["token"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Return a function that runs a command in this process, in an empty folder, and gives (code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("TICKETAPI_"):
+            monkeypatch.delenv(name)
+
+    def command(*arguments):
+        try:
+            code = ticketapi.main([str(argument) for argument in arguments])
+        except SystemExit as leaving:  # --help and --version
+            code = leaving.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+class Served:
+    """A real `ticketapi serve` on a free port."""
+
+    def __init__(self, *arguments, cwd, env=None, program=(sys.executable, "-m", "ticketapi")):
+        """Start the process and wait for its `Listening on` line."""
+        self.process = subprocess.Popen(
+            [*program, "serve", "--port", "0", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        line = self.process.stdout.readline()
+        found = re.fullmatch(r"Listening on (http://\S+)\n", line)
+        if not found:
+            self.process.kill()
+            raise AssertionError(f"no Listening line but {line!r}: {self.process.communicate()[1]}")
+        self.url = found[1]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def get(self, path, token=None, headers=None, method="GET"):
+        """Send one request over a connection of its own."""
+        headers = dict(headers or {})
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        request = urllib.request.Request(self.url + path, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+    def stop(self, number=signal.SIGTERM):
+        """Send a signal, wait for the end, and return (exit code, rest of stdout, stderr)."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Return a function that starts `ticketapi serve` in an empty folder; it is ended after the test."""
+    started = []
+
+    def start(*arguments, **more):
+        started.append(Served(*arguments, cwd=more.pop("cwd", tmp_path), **more))
+        return started[-1]
+
+    yield start
+    for served in started:
+        if served.process.poll() is None:
+            served.process.kill()
+        served.process.communicate()
