@@ -1801,7 +1801,7 @@ USER_TICKETS = "/api/users/<user_id:re:[1-9][0-9]{0,17}>/tickets"  # 18 digits: 
 def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock) -> bottle.Bottle:
     """Return a WSGI application of its own, which shares nothing with another."""
     app = bottle.Bottle()
-    app.config["json.enable"] = False  # handlers return bytes; Bottle would also rewrite the bodies of errors
+    app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
     hook = AuditHook(settings, audit, clock)
     app.add_hook("before_request", hook.before)
