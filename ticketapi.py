@@ -1911,6 +1911,7 @@ def scheduled_jobs(settings: Settings, seed: int) -> list[Job]:
 
     if settings.no_scheduler:
         return []
+    load_words()  # now, while the file that ticketapi was started from is sure to be the same
     jobs = [Job("generate", settings.generate_every, generate), Job("process", settings.process_every, process)]
     return [job for job in jobs if job.every]
 

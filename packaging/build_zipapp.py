@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Build ticketapi and its two packages, with their licences, into one file that python3 alone can run.
+
+    python3 packaging/build_zipapp.py dist/ticketapi.pyz
+
+The result is the same, byte for byte, wherever and whenever it is built: pinned wheels, sorted names, fixed dates and
+modes, no compression (which differs between zlib versions), no bytecode. Needs pip, or python3-venv to get one.
+"""
+
+import importlib.util
+import io
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN_FILES = ("ticketapi.py", "schema.sql", "vocabulary.json", "LICENSE")
+MAIN = b"import sys\n\nfrom ticketapi import main\n\nsys.exit(main())\n"
+SHEBANG = b"#!/usr/bin/env python3\n"
+
+
+def pip_command(folder: Path) -> list[str]:
+    """Return how to call pip; where Python has none, as on a bare Debian, make an environment that has."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    try:
+        venv.create(folder / "venv", with_pip=True)
+    except (subprocess.CalledProcessError, ImportError):
+        sys.exit("build_zipapp: pip is missing; install python3-venv (Debian) or python3-pip and try again")
+    return [str(folder / "venv/bin/python"), "-m", "pip"]
+
+
+def download_wheels(folder: Path) -> list[Path]:
+    """Fetch the pinned wheels and check their hashes."""
+    wheels = folder / "wheels"
+    options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(ROOT / "packaging/requirements.txt")]
+    subprocess.run([*pip_command(folder), "download", "--quiet", "-d", str(wheels), *options], check=True)
+    return sorted(wheels.glob("*.whl"))
+
+
+def bundled_files(wheels: list[Path]) -> dict[str, bytes]:
+    """Return everything that goes into the zipapp: our files, the packages, their licences and metadata."""
+    files = {"__main__.py": MAIN, **{name: (ROOT / name).read_bytes() for name in OWN_FILES}}
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as package:
+            names = [name for name in package.namelist() if ".data/" not in name and not name.endswith("/RECORD")]
+            files.update({name: package.read(name) for name in names})
+    return files
+
+
+def write_zipapp(target: Path, files: dict[str, bytes]) -> None:
+    """Write the files behind a `#!` line and make the result executable."""
+    buffer = io.BytesIO()
+    buffer.write(SHEBANG)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            archive.writestr(entry, files[name])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(buffer.getvalue())
+    target.chmod(0o755)
+
+
+def main() -> None:
+    """Build the file named on the command line."""
+    if len(sys.argv) != 2 or not sys.argv[1].endswith(".pyz"):
+        sys.exit("usage: python3 packaging/build_zipapp.py dist/ticketapi.pyz")
+    target = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            wheels = download_wheels(Path(folder))
+        except subprocess.CalledProcessError:
+            sys.exit("build_zipapp: pip could not fetch the packages named in packaging/requirements.txt (see above)")
+        write_zipapp(target, bundled_files(wheels))
+    print(target)
+
+
+if __name__ == "__main__":
+    main()
