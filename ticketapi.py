@@ -110,6 +110,7 @@ STATUS_NAMES = {OPEN: "Open", CLOSED: "Closed"}
 
 MICROSECONDS = 1_000_000  # in a second; times inside the program are whole microseconds since 1970, UTC
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
+NEVER = -(10**18)  # a moment before all others
 
 DESK_ID, AUDIT_ID = 0x544B5444, 0x544B5441  # SQLite application_id of the two files: "TKTD" and "TKTA"
 SCHEMA_VERSION = 1  # SQLite user_version of both
@@ -127,7 +128,8 @@ GUESSES_PER_MINUTE = 30  # failed authentications of one address, whatever --rat
 BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
 
 MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
-MAX_AUDIT_TEXT, MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 4096, 255, 1024  # in characters
+MAX_AUDIT_BYTES = 4096  # of a query or body
+MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 255, 1024  # in characters
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
 
 DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
@@ -267,7 +269,10 @@ def explain_sqlite_error(error: sqlite3.Error, path: Path) -> TicketApiError:
 
 def read_resource(name: str) -> str:
     """Return the text of a file shipped beside this module, also from inside a zipapp."""
-    data = pkgutil.get_data("ticketapi", name)
+    try:
+        data = pkgutil.get_data("ticketapi", name)
+    except OSError:
+        data = None
     if data is None:
         raise TicketApiError(f"{name} is missing beside ticketapi.py; install ticketapi again")
     return data.decode()
@@ -299,18 +304,44 @@ def check_path(path: Path) -> None:
         raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
 
 
-def check_identity(path: Path, application_id: int) -> None:
-    """Refuse a file that is not ours or of a newer version, without changing a byte of it."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+def read_identity(path: Path, mode: str) -> tuple[int, int, int]:
+    """Return application_id, user_version and the number of tables of a file, as one state, without changing it."""
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
+        db.execute("BEGIN")
         found = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if found != application_id and (tables or found):
-        raise TicketApiError(f"{path} belongs to another program; choose another --db")
+        return found, version, db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def check_identity(path: Path, application_id: int) -> None:
+    """Refuse a file that is not ours or of a newer version, without changing a byte of it.
+
+    It is read as immutable first, which leaves the WAL aside: reading that would put files beside another program's database.
+    What is empty so may be a new desk of ours that has its tables in the WAL yet.
+    """
+    if 0 < path.stat().st_size < 512:  # less than the smallest database, and SQLite would take it for an empty one
+        raise sqlite3.DatabaseError("file is not a database")
+    for mode in ("immutable=1", "mode=ro"):
+        found, version, tables = read_identity(path, mode)
+        if found != application_id and (found or version or tables):
+            raise TicketApiError(f"{path} belongs to another program; choose another --db")
     if version > SCHEMA_VERSION:
         raise TicketApiError(
             f"{path} is from a newer ticketapi (schema {version}, this one knows {SCHEMA_VERSION}); upgrade ticketapi"
         )
+
+
+def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
+    """Switch a database to WAL, once for all; SQLite does not wait by itself for others who are opening the same new file."""
+    for attempts_left in range(wait_ms // 20, -1, -1):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or not attempts_left:
+                raise
+        time.sleep(0.02)
 
 
 def connect(
@@ -321,9 +352,10 @@ def connect(
     WAL lets readers and the writer work side by side. `synchronous=FULL` makes a commit survive a power cut; the audit log
     takes NORMAL, which survives kill -9 alone and costs a tenth. https://sqlite.org/pragma.html
     """
-    db = sqlite3.connect(path.absolute(), timeout=wait_ms / 1000, isolation_level=None, check_same_thread=False)
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # a desk that somebody removed is not made anew behind their back
+    db = sqlite3.connect(uri, uri=True, timeout=wait_ms / 1000, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
-    db.execute("PRAGMA journal_mode = WAL")
+    enter_wal(db, wait_ms)
     db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA trusted_schema = OFF")
@@ -357,7 +389,8 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute("COMMIT")
+        if db.in_transaction:
+            db.execute("COMMIT")
 
 
 def create_schema(db: sqlite3.Connection, part: str, application_id: int) -> None:
@@ -920,15 +953,15 @@ def growing(moments: Iterable[int], last: int) -> Iterator[int]:
 
 
 def newest_ticket(db: sqlite3.Connection) -> tuple[int, int]:
-    """Return id and time (microseconds) of the newest ticket, or zeros."""
+    """Return id and time (microseconds) of the newest ticket, or 0 and NEVER."""
     row = find_newest_ticket(db)
-    return (row["id"], parse_time(row["created_at"])) if row else (0, 0)
+    return (row["id"], parse_time(row["created_at"])) if row else (0, NEVER)
 
 
 def last_closing(db: sqlite3.Connection) -> int:
-    """Return when a ticket was closed last, in microseconds, or 0."""
+    """Return when a ticket was closed last, in microseconds, or NEVER."""
     closed_at = find_last_closed_at(db)
-    return parse_time(closed_at) if closed_at else 0
+    return parse_time(closed_at) if closed_at else NEVER
 
 
 def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
@@ -949,8 +982,8 @@ def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Seque
     words = load_words()
     rows = []
     for ticket_id, (created, closed) in enumerate(moments, first_id):
-        created_at, closed_at = format_time(created), format_time(closed) if closed else None
-        status = CLOSED if closed else OPEN
+        created_at, closed_at = format_time(created), None if closed is None else format_time(closed)
+        status = OPEN if closed is None else CLOSED
         composed = compose_ticket(words, seed, ticket_id)
         rows.append((ticket_id, *composed, status, created_at, closed_at or created_at, closed_at))
     add_customers(db, seed, customer_pool(rows[-1][0]), moments[0][0])
@@ -1111,7 +1144,7 @@ def add_history_batch(
     if last_created != newest:
         raise TicketApiError(f"another program added a ticket meanwhile; {done} of {count} tickets of the past were kept")
     arrivals = list(growing((history.arrival(seed, done + i, count, last_id + 1 + i) for i in range(size)), last_created))
-    due = [moment for moment in map(history.closing, arrivals) if moment]
+    due = [moment for moment in map(history.closing, arrivals) if moment is not None]
     closings = list(growing(due, last_closing(db)))
     moments: list[tuple[int, int | None]] = list(zip(arrivals, [*closings, *[None] * (size - len(closings))], strict=True))
     add_tickets(db, seed, last_id + 1, moments)
@@ -1298,12 +1331,12 @@ def to_json(value: Any) -> bytes:
 
 
 def whole_number(text: str) -> int | None:
-    """Read a whole number of any length, or return None; what is longer than 18 digits is cut off there."""
-    match = re.fullmatch(r"\s*([+-]?)0*([0-9]+)\s*", text, re.ASCII)
+    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
+    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
     if not match:
         return None
-    sign, digits = match.groups()
-    number = int(digits) if len(digits) <= 18 else 10**18
+    sign, digits = match[1], match[2].lstrip("0") or "0"
+    number = int(digits) if len(digits) <= 19 else 10**19
     return -number if sign == "-" else number
 
 
@@ -1430,12 +1463,12 @@ REDACTED = "[redacted]"
 
 
 def redact(value: Any) -> Any:
-    """Replace the values of secret keys, at any depth, and write other scalars as text."""
+    """Replace the values of secret keys and texts shaped like our tokens, at any depth; write other scalars as text."""
     if isinstance(value, dict):
-        return {key: REDACTED if SECRET_KEY.search(key) else redact(inner) for key, inner in value.items()}
+        return {redact_text(key): REDACTED if SECRET_KEY.search(key) else redact(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [redact(inner) for inner in value]
-    return value if isinstance(value, str) else json.dumps(value)
+    return redact_text(value if isinstance(value, str) else json.dumps(value))
 
 
 def redact_text(text: str) -> str:
@@ -1444,23 +1477,27 @@ def redact_text(text: str) -> str:
 
 
 def audit_payload(value: Any) -> str | None:
-    """Write a query or body as the audit log keeps it: a JSON object of at most MAX_AUDIT_TEXT characters, or None."""
+    """Write a query or body as the audit log keeps it: a JSON object of at most MAX_AUDIT_BYTES, or None."""
     if not value:
         return None
     try:
         payload = redact(value) if isinstance(value, dict) else {"body": redact(value)}
-        text = redact_text(json.dumps(payload, ensure_ascii=False, separators=(",", ":")))
+        text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:
         return '{"unreadable":"nested too deeply"}'
-    text = text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which SQLite cannot keep
-    if len(text) <= MAX_AUDIT_TEXT:
-        return text
-    return json.dumps({"truncated": text[: MAX_AUDIT_TEXT // 2 - 16]}, ensure_ascii=False)  # quotes may double it
+    data = text.encode(errors="replace")  # JSON may hold half a surrogate pair, which SQLite cannot keep
+    if len(data) <= MAX_AUDIT_BYTES:
+        return data.decode()
+    start = data[: MAX_AUDIT_BYTES // 2 - 16].decode(errors="ignore")  # escaping its quotes may double it
+    return json.dumps({"truncated": start}, ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_body(raw: bytes, content_type: str) -> Any:
-    """Read a request body for the audit log; one that cannot be read is described, as its secrets cannot be found."""
-    if "form-urlencoded" in content_type:
+    """Read a request body for the audit log; one that cannot be read is described, as its secrets cannot be found.
+
+    JSON is recognised by its first character too: curl -d sends it as a form.
+    """
+    if "form-urlencoded" in content_type and not raw.lstrip().startswith((b"{", b"[")):
         return dict(parse_qsl(raw.decode(errors="replace"), keep_blank_values=True))
     try:
         return json.loads(raw)
@@ -1694,7 +1731,7 @@ def http_error(error: Exception) -> bottle.HTTPError:
 def error_body(error: bottle.HTTPError) -> bytes:
     """Return an error's JSON; Bottle's own errors get Laravel's words."""
     environ = bottle.request.environ
-    path = environ["PATH_INFO"].strip("/") or "/"
+    path = redact_text(environ["PATH_INFO"].strip("/")) or "/"
     if isinstance(error.body, dict):
         return to_json(error.body)
     if error.status_code == 404 and "bottle.route" not in environ:
@@ -1968,6 +2005,8 @@ def bind_socket(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
+    except UnicodeError as error:  # what the IDNA encoding of a host name makes of dots in the wrong places
+        raise TicketApiError(f"cannot listen on --host {host}: this is no host name") from error
     except OSError as error:
         raise TicketApiError(f"cannot listen on --host {host}: {error.strerror}") from error
     try:
@@ -1989,6 +2028,9 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     sockets = [socket.socket(fileno=3 + i) for i in range(int(environ.get("LISTEN_FDS", "0")))]
     for sock in sockets:
         sock.set_inheritable(False)
+    local = {sock.family == socket.AF_UNIX for sock in sockets}
+    if len(local) > 1 or any(sock.type != socket.SOCK_STREAM for sock in sockets):
+        raise TicketApiError("the sockets handed over must be stream sockets, either all of them Unix sockets or none")
     return sockets
 
 
@@ -2006,7 +2048,25 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
     if not address:
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)  # a manager that is slow to read must not hold up the server
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def parse_header(parser: Any, header: bytes) -> None:
+    """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
+
+    A request with two framings (RFC 9112, section 6.3) could be read as two requests, and is refused. So is a target that
+    urllib cannot read, which would end the connection without an answer.
+    """
+    from waitress.parser import HTTPRequestParser, ParsingError
+
+    names = [line.partition(b":")[0].strip().lower() for line in header.split(b"\r\n")[1:]]
+    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
+        raise ParsingError("more than one framing")
+    try:
+        HTTPRequestParser.parse_header(parser, header)
+    except ValueError as error:
+        raise ParsingError("bad target") from error
 
 
 def refuse(task: Any) -> None:
@@ -2028,12 +2088,14 @@ class Server:
     def __init__(self, app: Any, sockets: Sequence[socket.socket], settings: Settings) -> None:
         """Prepare to serve on listening sockets; nothing is accepted before `run`."""
         from waitress.channel import HTTPChannel
+        from waitress.parser import HTTPRequestParser
         from waitress.server import create_server
         from waitress.task import ErrorTask
 
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
         error_task = type("JsonErrorTask", (ErrorTask,), {"execute": refuse})
-        channel = type("JsonChannel", (HTTPChannel,), {"error_task_class": error_task})
+        parser = type("StrictParser", (HTTPRequestParser,), {"parse_header": parse_header})
+        channel = type("JsonChannel", (HTTPChannel,), {"error_task_class": error_task, "parser_class": parser})
         self._map: dict[int, Any] = {}
         self._stopping = False
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
@@ -2058,10 +2120,13 @@ class Server:
             listener.refusals = 0
 
     def run(self, beat: Callable[[], None]) -> None:
-        """Serve until `stop` is called; `beat` is called at least once a second."""
+        """Serve until `stop` is called; `beat` is called about once a second."""
+        beaten = time.monotonic()
         while not self._stopping:
             self._turn(1.0)
-            beat()
+            if time.monotonic() - beaten >= 1:
+                beaten = time.monotonic()
+                beat()
         self._drain()
 
     def stop(self) -> None:
@@ -2087,12 +2152,12 @@ class Server:
             while accepted_one(listener):
                 pass
             wasyncore.dispatcher.close(listener)  # not listener.close(): that would end the trigger answers need
-        end = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < end:
+        begin = time.monotonic()
+        while (passed := time.monotonic() - begin) < STOP_SECONDS:
             for channel in self._channels():
                 announce_close(channel)
             self._turn(0.1)
-            if not any(map(is_busy, self._channels())):
+            if not any(is_busy(channel, passed) for channel in self._channels()):
                 break
         self._listeners[0].task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(self._map)
@@ -2114,9 +2179,12 @@ def announce_close(channel: Any) -> None:
         request.headers["CONNECTION"] = "close"
 
 
-def is_busy(channel: Any) -> bool:
-    """Tell whether a connection has a request under way or an answer to send."""
-    receiving = channel.request is not None and channel.request.headers_finished
+def is_busy(channel: Any, passed: float) -> bool:
+    """Tell whether a connection has a request under way or an answer to send.
+
+    A request whose headers are not complete half a second after the stop began is not waited for.
+    """
+    receiving = channel.request is not None and (channel.request.headers_finished or passed < 0.5)
     return bool(channel.requests or receiving or channel.total_outbufs_len)
 
 
@@ -2171,7 +2239,7 @@ def read_duration(text: str) -> int:
 
 def read_email(text: str) -> str:
     """Read an address; it is kept in lower case."""
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
         raise ValueError(f"{text!r} is not an e-mail address")
     return text.lower()
 
@@ -2245,7 +2313,7 @@ OPTIONS = {
             "--seed",
             "number that the tickets are derived from; the same gives the same; random without it",
             "N",
-            partial(read_number, lowest=0, highest=2**63),
+            partial(read_number, lowest=0, highest=2**63 - 1),
         ),
         Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
         Option("--name", "what the token is for", "NAME", read_text),
@@ -2296,7 +2364,12 @@ def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
         return texts
     read = option.read or read_switch
     try:
-        return tuple(read(text.strip()) for text in texts) if option.repeatable else read(texts)
+        if not option.repeatable:
+            return read(texts)
+        values = tuple(read(text.strip()) for text in texts)
+        if read is read_origin and "off" in values and len(values) > 1:
+            raise ValueError("off stands alone")
+        return values
     except ValueError as error:
         raise UsageError(f"{source}: {error}") from None
 
@@ -2304,10 +2377,7 @@ def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
 def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     """Return the settings of a run: flag, then TICKETAPI_* variable, then default."""
     read = {name: read_option(OPTIONS[name], getattr(args, name), environ) for name in args.options}
-    settings = Settings(**{name: value for name, value in read.items() if value is not None})
-    if "off" in settings.cors_origin and len(settings.cors_origin) > 1:
-        raise UsageError("--cors-origin: off stands alone")
-    return settings
+    return Settings(**{name: value for name, value in read.items() if value is not None})
 
 
 def print_json(value: Any) -> None:
@@ -2322,13 +2392,19 @@ def plural(count: int, noun: str) -> str:
 
 def hint(text: str) -> None:
     """Tell a person something that is not the result."""
-    print(text, file=sys.stderr)
+    print(one_line(text), file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Fold a text into one line and escape what a terminal would act on."""
+    folded = " | ".join(text.splitlines())
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in folded)
 
 
 def program_call(settings: Settings, words: str) -> str:
     """Return a command line that can be pasted, for the program and the desk as they were called."""
     program = sys.argv[0]
-    name = f"python3 {program}" if program.endswith((".py", ".pyz")) else "ticketapi"
+    name = f"python3 {shlex.quote(program)}" if program.endswith((".py", ".pyz")) else "ticketapi"
     path = "" if settings.db == Settings().db else f" --db {shlex.quote(str(settings.db))}"
     return f"{name} {words}{path}"
 
@@ -2505,9 +2581,8 @@ class OneLine(logging.Formatter):
     """Writes each record, its traceback included, as one line of printable text, as journald likes it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Fold the lines of a record and escape what a terminal would act on."""
-        text = " | ".join(super().format(record).splitlines())
-        return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+        """Fold the lines of a record."""
+        return one_line(super().format(record))
 
 
 def configure_log(level: str) -> None:
@@ -2629,27 +2704,44 @@ def example_text(examples: Sequence[str]) -> str:
     return "examples:\n" + "\n".join(f"  ticketapi {line}" for line in examples)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 usage."""
-    path = Settings().db
+def discard_output() -> None:
+    """Send what is still in the buffer of standard output nowhere, or Python would complain about it at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """Run one command and return its exit code; what SQLite reports becomes a TicketApiError."""
     try:
         args = build_parser().parse_args(argv)
-        settings = resolve_settings(args, os.environ)
-        path = settings.db
-        more = {"token_id": args.token_id} if hasattr(args, "token_id") else {}
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    settings = resolve_settings(args, os.environ)
+    more = {"token_id": args.token_id} if hasattr(args, "token_id") else {}
+    try:
         return int(args.run(settings, **more))
+    except sqlite3.Error as error:
+        raise explain_sqlite_error(error, settings.db) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 usage."""
+    try:
+        code = run_command(argv)
+        sys.stdout.flush()
+        return code
     except TicketApiError as error:
         failure = error
-    except sqlite3.Error as error:
-        failure = explain_sqlite_error(error, path)
     except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     except KeyboardInterrupt:
         failure = TicketApiError("interrupted; what was committed before is kept")
     except OSError as error:
-        failure = TicketApiError(f"{error.strerror}: {error.filename}")
-    print(f"ticketapi: {failure}", file=sys.stderr)
+        if error.filename is None:
+            discard_output()
+        failure = TicketApiError(f"{error.strerror}: {error.filename or 'standard output'}")
+    hint(f"ticketapi: {failure}")
     return failure.exit_code
 
 

@@ -1,0 +1,123 @@
+"""One version, one list of dependencies, and a zipapp that is the same everywhere and needs nothing but Python."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import metadata, requires
+
+import pytest
+from conftest import ROOT, WITHOUT_PRIVILEGES, Served
+
+import ticketapi
+
+SOURCE = (ROOT / "ticketapi.py").read_text()
+BUILD = ROOT / "packaging" / "build_zipapp.py"
+
+
+@pytest.fixture(scope="module")
+def zipapp(tmp_path_factory):
+    """The zipapp, built as the README says."""
+    target = tmp_path_factory.mktemp("dist") / "ticketapi.pyz"
+    subprocess.run([sys.executable, BUILD, target], check=True, capture_output=True)
+    return target
+
+
+def bare(zipapp):
+    """Return how to run the zipapp with a Python that knows no other package."""
+    return (sys.executable, "-I", "-S", str(zipapp))
+
+
+def project_table():
+    """Return pyproject.toml's dependencies and Python version, read without a TOML parser for Python 3.10."""
+    text = (ROOT / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = \[(.*)\]$", text, re.MULTILINE)[1]
+    return re.findall(r'"([^"]+)"', dependencies), re.search(r'^requires-python = "(.*)"$', text, re.MULTILINE)[1]
+
+
+def test_the_inline_metadata_equals_the_project():
+    block = re.search(r"^# /// script\n(.*?)^# ///\n", SOURCE, re.MULTILINE | re.DOTALL)[1]
+    dependencies, python = project_table()
+    assert re.findall(r'"([^"]+)"', re.search(r"dependencies = \[(.*)\]", block)[1]) == dependencies
+    assert re.search(r'requires-python = "(.*)"', block)[1] == python
+
+
+def test_the_installed_package_has_the_version_and_dependencies_of_the_sources():
+    assert metadata("ticketapi")["Version"] == ticketapi.__version__
+    runtime = {re.split(r"[<>=!~ ]", line)[0] for line in requires("ticketapi") if "extra ==" not in line}
+    assert runtime == {"bottle", "waitress"}
+
+
+def test_the_version_stands_in_one_place():
+    assert SOURCE.count(f'"{ticketapi.__version__}"') == 1
+    assert ticketapi.__version__ not in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_pinned_packages_satisfy_the_project():
+    dependencies, _ = project_table()
+    pinned = dict(
+        re.findall(r"^(\w+)==([\d.]+) --hash=sha256:[0-9a-f]{64}$", (BUILD.parent / "requirements.txt").read_text(), re.M)
+    )
+    for name, lowest in (dependency.split(">=") for dependency in dependencies):
+        assert [int(part) for part in pinned.pop(name).split(".")] >= [int(part) for part in lowest.split(".")]
+    assert not pinned
+
+
+def test_the_zipapp_is_the_same_byte_for_byte_whoever_builds_it(zipapp, tmp_path):
+    again = tmp_path / "elsewhere" / "again.pyz"
+    environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "LC_ALL": "C"}
+    subprocess.run(
+        ["sh", "-c", f"umask 077; exec {sys.executable} {BUILD} {again}"], check=True, env=environment, capture_output=True
+    )
+    assert again.read_bytes() == zipapp.read_bytes()
+    assert os.access(again, os.X_OK)
+
+
+def test_the_zipapp_holds_the_packages_and_all_licences(zipapp):
+    names = zipfile.ZipFile(zipapp).namelist()
+    assert {"ticketapi.py", "schema.sql", "vocabulary.json", "LICENSE", "bottle.py", "waitress/__init__.py"} <= set(names)
+    licences = [name for name in names if re.search(r"(bottle|waitress)-.*/LICEN[CS]E(\.txt)?$", name)]
+    assert len(licences) == 2
+
+
+def test_the_zipapp_runs_read_only_without_home_or_packages(zipapp, tmp_path):
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    shutil.copy(zipapp, folder / "ticketapi.pyz")
+    folder.chmod(0o555)
+    desk = tmp_path / "desk.db"
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    command = [*WITHOUT_PRIVILEGES, *bare(folder / "ticketapi.pyz"), "generate", "--count", "3", "--db", desk]
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Generated 3 tickets\n", "")
+    assert list(folder.iterdir()) == [folder / "ticketapi.pyz"]
+
+
+def test_the_zipapp_serves(zipapp, tmp_path):
+    served = Served("--demo", cwd=tmp_path, program=bare(zipapp))
+    try:
+        assert served.get("/up").json == {"status": "up"}
+        token = subprocess.run(
+            [*bare(zipapp), "token", "create"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        assert served.get("/api/stats", token.strip()).json["total_tickets"] == ticketapi.DEMO_TICKETS
+    finally:
+        code, _, err = served.stop()
+    assert code == 0
+    assert "Traceback" not in err
+
+
+def test_the_build_explains_a_wrong_call():
+    done = subprocess.run([sys.executable, BUILD], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "usage: python3 packaging/build_zipapp.py dist/ticketapi.pyz\n"
+
+
+def test_without_its_packages_serve_says_what_to_install(tmp_path):
+    command = [sys.executable, "-I", "-S", ROOT / "ticketapi.py", "serve"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"ticketapi: serve needs the packages bottle and waitress: .*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,314 @@
+"""The audit log keeps what was asked, as JSON of texts in at most 4,096 characters, and never a secret."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import ticketapi
+
+SECRET = "hunter2-correct-horse"
+TOKEN = "tkt_" + "Ab3" * 15 + "z"
+CAP = 4096
+
+characters = st.characters(exclude_categories=())  # half surrogate pairs too: JSON may hold them
+texts = st.text(characters, max_size=40)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=6), st.dictionaries(texts, inner, max_size=6)),
+    max_leaves=60,
+)
+
+
+def kept(raw, content_type="application/json"):
+    """Return what the audit log keeps of a body, as text."""
+    if isinstance(raw, str):
+        raw = raw.encode()
+    return ticketapi.audit_payload(ticketapi.parse_body(raw, content_type))
+
+
+def leaves(value):
+    """Yield every value of a JSON document that holds no others."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+def assert_sound(text):
+    """Check that a payload is null, or a JSON object of texts that SQLite can keep, and not too long."""
+    if text is None:
+        return
+    assert len(text) <= CAP
+    payload = json.loads(text)
+    assert isinstance(payload, dict)
+    assert all(isinstance(leaf, str) for leaf in leaves(payload))
+    text.encode()
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+KEYS = [
+    "authorization",
+    "Authorization",
+    "proxy-authorization",
+    "token",
+    "TOKEN",
+    "access_token",
+    "csrfToken",
+    "password",
+    "PassWord",
+    "password_confirmation",
+    "user[password]",
+    "secret",
+    "clientSecret",
+    "key",
+    "api_key",
+    "X-API-KEY",
+    "apikey",
+    "cookie",
+    "Set-Cookie",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda entry: entry,
+        lambda entry: {"a": entry},
+        lambda entry: {"a": {"b": {"c": {"d": entry}}}},
+        lambda entry: {"a": [entry]},
+        lambda entry: {"a": [[1, [entry]], "x"]},
+        lambda entry: [entry],
+        lambda entry: [[entry], entry],
+    ],
+)
+def test_the_value_of_a_secret_key_is_redacted_at_any_depth(key, wrap):
+    text = kept(json.dumps(wrap({key: SECRET, "page": "2"})))
+    assert SECRET not in text
+    assert json.dumps({key: "[redacted]", "page": "2"}, separators=(",", ":")) in text
+
+
+@pytest.mark.parametrize("value", [SECRET, [SECRET], {"x": SECRET}, [[{"x": [SECRET]}]], 12345678, None, True])
+def test_whatever_a_secret_key_holds_is_redacted_whole(value):
+    assert json.loads(kept(json.dumps({"password": value}))) == {"password": "[redacted]"}
+
+
+@pytest.mark.parametrize("key", ["page", "per_page", "q", "pass", "auth", "user", "ключ", ""])
+def test_other_keys_keep_their_values(key):
+    assert json.loads(kept(json.dumps({key: "2"}))) == {key: "2"}
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [TOKEN, f"Bearer {TOKEN}", f"{TOKEN}{TOKEN}", f"a{TOKEN}b", f'"{TOKEN}"', f"\n{TOKEN}\n"])
+def test_a_text_shaped_like_a_token_is_redacted_wherever_it_stands(text):
+    for document in (text, {"q": text}, {text: "q"}, [text], {"a": [{"b": [text]}]}, {"a": {text: {text: text}}}):
+        payload = kept(json.dumps(document))
+        assert TOKEN not in payload
+        assert TOKEN[4:44] not in payload
+        assert "[redacted]" in payload
+        assert_sound(payload)
+
+
+@pytest.mark.parametrize("before", ["\t", "\n", "\\", '"', "\u2028", "\x00", "\x1f", "\\\t", "é", "😀", "\ud800"])
+def test_a_token_after_any_character_is_redacted_and_the_rest_is_kept(before):
+    for rest in (TOKEN, TOKEN[1:]):
+        for document in ({"q": before + rest}, {before + rest: "q"}):
+            payload = ticketapi.audit_payload(document)
+            assert_sound(payload)
+            [(key, value)] = json.loads(payload).items()
+            assert TOKEN not in key + value
+    only_looks_so = {"q": before + TOKEN[1:]}
+    expected = {"q": (before + TOKEN[1:]).replace("\ud800", "?")}
+    assert json.loads(ticketapi.audit_payload(only_looks_so)) == expected
+
+
+@pytest.mark.parametrize("text", ["tkt_", "tkt_short", "kt_" + "a" * 46, "TKT_" + "a" * 46])
+def test_what_is_not_shaped_like_a_token_is_kept(text):
+    assert json.loads(kept(json.dumps({"q": text}))) == {"q": text}
+
+
+@given(values, st.integers(0, 3))
+def test_no_token_gets_through_in_any_document(value, place):
+    document = [{"q": TOKEN, "v": value}, {"v": value, TOKEN: 1}, [value, [TOKEN]], {"v": [value, {"x": [TOKEN + "x"]}]}][place]
+    payload = ticketapi.audit_payload(document)
+    assert TOKEN not in payload
+    assert_sound(payload)
+
+
+# Size and shape -----------------------------------------------------------------------------------
+
+
+@given(values)
+@example([["\\"] * 4000])
+@example({"q": '"' * 4080})
+@example({"q": '"' * 5000})
+@example({"q": "\\" * 2040 + "x"})
+@example({"q": "\x00" * 700})
+@example({"q": "😀" * 5000})
+@example({"x" * 5000: "y"})
+@example({"\ud800": "\udfff" * 3000})
+@example({"q": [float("nan"), float("inf"), 10**400]})
+@example({str(n): str(n) for n in range(2000)})
+def test_a_payload_is_always_a_json_object_of_texts_within_its_size(value):
+    assert_sound(ticketapi.audit_payload(value))
+
+
+@pytest.mark.parametrize("length", [CAP - 9, CAP - 8, CAP - 7, 5000, 100_000])
+def test_what_fits_is_kept_whole_and_what_does_not_is_cut(length):
+    text = ticketapi.audit_payload({"q": "x" * length})
+    assert_sound(text)
+    if length <= CAP - len('{"q":""}'):
+        assert json.loads(text) == {"q": "x" * length}
+    else:
+        [(name, start)] = json.loads(text).items()
+        assert name == "truncated"
+        assert start.startswith('{"q":"xxx')
+
+
+@pytest.mark.parametrize("padding", range(3980, 4100, 7))
+def test_a_secret_at_the_cut_is_not_left_in_half(padding):
+    for cut in (padding, padding // 2):
+        for document in ({"q": "x" * cut + TOKEN + "y" * CAP}, {"q": "x" * cut, "password": SECRET, "r": "y" * CAP}):
+            text = ticketapi.audit_payload(document)
+            assert_sound(text)
+            assert "tkt_A" not in text
+            assert "hunter" not in text
+
+
+@pytest.mark.parametrize("nothing", [None, {}, [], ""])
+def test_nothing_is_null(nothing):
+    assert ticketapi.audit_payload(nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "payload"),
+    [
+        ('{"page":2,"all":true,"x":null,"f":1.5}', {"page": "2", "all": "true", "x": "null", "f": "1.5"}),
+        ('[1,"a"]', {"body": ["1", "a"]}),
+        ('"text"', {"body": "text"}),
+        ("5", {"body": "5"}),
+        ('{"a":{"b":[1,{"c":2}]}}', {"a": {"b": ["1", {"c": "2"}]}}),
+        ('{"name":"Zoë 😀"}', {"name": "Zoë 😀"}),
+        ('{"half":"\\ud83d"}', {"half": "?"}),
+        ('{"\\udc00":"x"}', {"?": "x"}),
+    ],
+)
+def test_a_json_body_is_kept_as_an_object_of_texts(raw, payload):
+    assert json.loads(kept(raw)) == payload
+
+
+@pytest.mark.parametrize("depth", [50, 500, 5000, 100_000])
+@pytest.mark.parametrize(
+    "nest",
+    [lambda n: "[" * n + "]" * n, lambda n: '{"a":' * n + "1" + "}" * n, lambda n: "[" * n],
+    ids=["lists", "objects", "open"],
+)
+def test_a_body_nested_however_deep_is_told_in_a_line(nest, depth):
+    assert_sound(kept(nest(depth)))
+
+
+def test_a_document_nested_too_deeply_leaves_no_content():
+    value = [SECRET]
+    for _ in range(200_000):
+        value = [value]
+    text = ticketapi.audit_payload(value)
+    assert json.loads(text) == {"unreadable": "nested too deeply"}
+
+
+# Other bodies -------------------------------------------------------------------------------------
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("content_type", [FORM, f"{FORM}; charset=UTF-8"])
+def test_a_form_is_kept_without_its_secrets(content_type):
+    payload = json.loads(kept(f"page=2&password={SECRET}&empty=&q=a+b%26&user%5Btoken%5D={SECRET}", content_type))
+    redacted = "[redacted]"
+    assert payload == {"page": "2", "password": redacted, "empty": "", "q": "a b&", "user[token]": redacted}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        json.dumps({"password": SECRET}),
+        json.dumps({"user": {"api_key": SECRET}, "page": 2}),
+        json.dumps([{"token": SECRET}]),
+        " \n" + json.dumps({"password": SECRET}),
+        f'{{"password": "{SECRET}"',
+    ],
+)
+def test_json_that_is_sent_as_a_form_leaves_no_secret(raw):
+    assert SECRET not in kept(raw, FORM)  # `curl -d '{"password": …}'` sends it so
+
+
+@pytest.mark.parametrize("raw", [f"q={TOKEN}", TOKEN, f"{TOKEN}=1", f"q=Bearer+{TOKEN}", "q=" + TOKEN.replace("A", "%41")])
+def test_a_form_leaves_no_token(raw):
+    payload = kept(raw, FORM)
+    assert TOKEN not in payload
+    assert_sound(payload)
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([FORM, "application/json", "", "multipart/form-data; boundary=x", "text/plain"])
+)
+def test_any_body_is_kept_soundly(raw, content_type):
+    assert_sound(kept(raw, content_type))
+
+
+@pytest.mark.parametrize(
+    ("raw", "content_type"),
+    [
+        (f'{{"password": "{SECRET}"', "application/json"),
+        (f"password={SECRET}", "application/json"),
+        (f"password={SECRET}", ""),
+        (f"password: {SECRET}", "text/plain"),
+        (f'--x\r\nContent-Disposition: form-data; name="password"\r\n\r\n{SECRET}\r\n--x--', "multipart/form-data; boundary=x"),
+        (f"<password>{SECRET}</password>", "application/xml"),
+        (b"\xff\xfe\x00" + SECRET.encode(), "application/octet-stream"),
+        (SECRET + "9" * 5000, "application/json"),
+    ],
+)
+def test_a_body_that_cannot_be_read_leaves_its_length_alone(raw, content_type):
+    assert json.loads(kept(raw, content_type)) == {"unreadable": f"{len(raw)} bytes"}
+
+
+def test_a_body_of_nothing_is_null():
+    assert kept(b"") is kept(b"", FORM) is None
+
+
+# The file -----------------------------------------------------------------------------------------
+
+
+def audit_row(**more):
+    """Return the row of a request."""
+    row = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body"))
+    row |= {"method": "GET", "path": "api/stats", "status_code": 200, "ip_address": "127.0.0.1", "duration_ms": 0}
+    return row | {"created_at": ticketapi.format_time(0)} | more
+
+
+def test_a_recorded_row_is_in_the_file_at_once(desk):
+    with closing(ticketapi.AuditLog(desk)) as audit, closing(ticketapi.connect(desk)) as other:
+        audit.record(audit_row(query=ticketapi.audit_payload({"q": "\ud800 😀 \x00"})))
+        [row] = other.execute("SELECT * FROM api_audits")
+        assert row["path"] == "api/stats"
+        assert json.loads(row["query"]) == {"q": "? 😀 \x00"}
+
+
+def test_a_row_that_cannot_be_written_is_counted_and_logged(desk, caplog):
+    with closing(ticketapi.AuditLog(desk)) as audit:
+        with pytest.raises(sqlite3.IntegrityError) as caught:
+            audit.record(audit_row(method=None))
+        audit.note_failure(caught.value)
+        audit.note_failure(caught.value)
+        audit.record(audit_row())
+        assert audit.failures == 2
+    assert f"audit row lost, 2 so far: {desk}: NOT NULL" in caplog.text

@@ -1,0 +1,285 @@
+"""The seams of ticketapi.py: nine rooms in one file, each of which uses only those above it and touches only its own things."""
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT
+
+SOURCE = (ROOT / "ticketapi.py").read_text()
+TREE = ast.parse(SOURCE)
+BANNER = re.compile(r"^# ={100,}\n# Room (\d+)\. (.+)\n# ={100,}\n", re.MULTILINE)
+CLOCK_READERS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "localtime", "sleep"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+COMMAND_LINE = 9
+
+
+class Node(NamedTuple):
+    """A piece of the source, the room it lies in, and the top-level function or class and the method around it."""
+
+    room: int
+    owner: str
+    node: ast.AST
+
+
+def room_starts():
+    """Return the line on which each room begins, in the order of the file."""
+    return [SOURCE.count("\n", 0, found.start()) + 1 for found in BANNER.finditer(SOURCE)]
+
+
+def room_of(line):
+    """Return the room in which a line lies; 0 is what stands above the first."""
+    return sum(start <= line for start in room_starts())
+
+
+def owned(node, owner) -> Iterator[tuple[str, ast.AST]]:
+    """Yield a node and all below it with their owner; methods are `Class.method`."""
+    for child in ast.iter_child_nodes(node):
+        method = isinstance(node, ast.ClassDef) and isinstance(child, FUNCTIONS)
+        name = f"{node.name}.{child.name}" if method else owner
+        yield name, child
+        yield from owned(child, name)
+
+
+def all_nodes():
+    """Return every node of the module."""
+    found = []
+    for top in TREE.body:
+        room, owner = room_of(top.lineno), getattr(top, "name", "")
+        found.append(Node(room, owner, top))
+        found += [Node(room, name, node) for name, node in owned(top, owner)]
+    return found
+
+
+NODES = all_nodes()
+
+
+def text_of(node):
+    """Return a name or a dotted name as it is written, nothing for any other node."""
+    return ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+
+
+def users(pattern):
+    """Return (room, owner) of everything whose dotted name matches a pattern as a whole."""
+    return {(room, owner) for room, owner, node in NODES if re.fullmatch(pattern, text_of(node))}
+
+
+def rooms(pattern):
+    """Return the rooms that use what a pattern matches."""
+    return {room for room, _ in users(pattern)}
+
+
+def calls(pattern):
+    """Return the calls of what a pattern matches."""
+    return [
+        (room, owner, node)
+        for room, owner, node in NODES
+        if isinstance(node, ast.Call) and re.fullmatch(pattern, text_of(node.func))
+    ]
+
+
+def bound_names(node):
+    """Return the names that a top-level statement defines."""
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+        return {node.name}
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)}
+
+
+def defined():
+    """Return the room of every name that the module itself defines; names above the first room are in room 0."""
+    places = {}
+    for top in TREE.body:
+        for name in bound_names(top):
+            places.setdefault(name, room_of(top.lineno))
+    return places
+
+
+# The rooms ---------------------------------------------------------------------------------------
+
+
+def test_there_are_nine_rooms_in_order_each_under_a_banner_of_three_lines():
+    assert [int(found[1]) for found in BANNER.finditer(SOURCE)] == list(range(1, 10))
+    assert len(re.findall(r"^# =+$", SOURCE, re.MULTILINE)) == 2 * 9
+
+
+def test_the_docstring_lists_the_rooms_by_the_names_of_their_banners():
+    _, _, listed = (ast.get_docstring(TREE) or "").partition("\nRooms, ")
+    names = {int(number): name.strip() for number, name in re.findall(r"(\d) ([A-Z][a-z ]+?)(?=  |\n|$)", listed)}
+    banners = {int(found[1]): re.split(r"[:,]", found[2])[0] for found in BANNER.finditer(SOURCE)}
+    assert names == banners
+
+
+def test_each_room_uses_only_names_of_its_own_and_of_the_rooms_above():
+    places = defined()
+    upward = {
+        f"room {room} ({owner}) uses {node.id} of room {places[node.id]}"
+        for room, owner, node in NODES
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and places.get(node.id, 0) > room
+    }
+    assert upward == set()
+
+
+def test_main_is_last_and_short():
+    *_, main, guard = TREE.body
+    assert main.name == "main"
+    assert ast.unparse(guard.test) == "__name__ == '__main__'"
+    assert [ast.unparse(node) for node in guard.body] == ["sys.exit(main())"]
+    assert main.end_lineno - main.lineno < 30
+
+
+# What each may touch -----------------------------------------------------------------------------
+
+
+def test_statements_are_executed_by_database_and_queries_alone():
+    assert {room for room, _, _ in calls(r".*\.execute(many|script)?")} == {2, 3}
+
+
+def test_transactions_are_written_in_room_2_and_opened_by_operations():
+    words = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b( IMMEDIATE)?\s*")
+    texts = {(room, node.value) for room, _, node in NODES if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert {room for room, text in texts if words.fullmatch(text)} == {2}
+    assert rooms(r".*\.(commit|rollback)") == set()
+    assert rooms("transaction|snapshot") == {2, 4}
+
+
+def test_request_and_response_stop_at_the_handlers():
+    """Elsewhere `bottle` is only asked whether it is installed."""
+    assert rooms(r"bottle\.(request|response|HTTPResponse|HTTPError|Bottle)") == {5, 6}
+    assert {user for user in users("bottle") if user[0] not in (5, 6)} == {(0, ""), (9, "command_serve")}
+    presence = [node for room, owner, node in NODES if owner == "command_serve" and isinstance(node, ast.Compare)]
+    assert "bottle is None" in map(ast.unparse, presence)
+
+
+def test_waitress_is_known_to_the_server_alone():
+    imports = {(room, node.module) for room, _, node in NODES if isinstance(node, ast.ImportFrom) and room}
+    assert {room for room, module in imports if module.partition(".")[0] == "waitress"} == {8}
+    assert {module.partition(".")[0] for _, module in imports} == {"waitress"}
+
+
+@pytest.mark.parametrize(
+    "thing", ["print", r"sys\.(stdout|stderr|stdin|argv|exit)", r"os\.(environ|getenv)", "argparse", "input"]
+)
+def test_only_the_command_line_talks_to_the_terminal_and_the_environment(thing):
+    assert rooms(thing) <= {COMMAND_LINE}
+
+
+def test_the_log_goes_through_the_logger_alone():
+    assert {owner for _, owner, _ in calls(r"logging\.(debug|info|warning|error|exception|critical)")} == set()
+    assert {owner for _, owner, _ in calls(r"logging\.(basicConfig|StreamHandler)")} == {"configure_log"}
+
+
+# Clocks and chance -------------------------------------------------------------------------------
+
+
+def test_the_clock_is_read_at_the_edges_alone():
+    """`time` also converts and waits: strftime, gmtime and strptime of a given moment, and sleep, read no clock."""
+    readers = users(r"time\.\w+") - users(r"time\.(strftime|gmtime|strptime|sleep)")
+    assert readers <= {(1, "wall_microseconds"), (1, "Clock"), (8, "Server.run"), (8, "Server._drain")}
+    edges = {(1, "Clock"), (5, "AuditHook.before"), (5, "AuditHook.after"), (7, "Scheduler.__init__"), (7, "Scheduler._loop")}
+    inside = {(room, owner) for room, owner in users(r".*\.(wall|monotonic)|wall_microseconds") if room < COMMAND_LINE}
+    assert inside - readers <= edges
+    assert users(r"(datetime|date)(\..+)?") == set()
+
+
+def test_conversions_of_time_are_given_their_moment():
+    """Without it, strftime and gmtime read the clock."""
+    lacking = [ast.unparse(node) for _, _, node in calls(r"time\.strftime") if len(node.args) != 2]
+    lacking += [ast.unparse(node) for _, _, node in calls(r"time\.gmtime") if len(node.args) != 1]
+    assert lacking == []
+
+
+def test_chance_comes_in_with_secrets_and_seeds_alone():
+    imported = {name.name for _, _, node in NODES if isinstance(node, ast.Import) for name in node.names}
+    assert imported & {"random", "uuid"} == set()
+    assert users(r"os\.(urandom|getrandom)") == set()
+    assert users(r"secrets\.\w+") == {(4, "new_token_text"), (9, "command_generate"), (9, "serve")}
+    assert {text_of(node) for _, _, node in NODES if text_of(node).startswith("secrets.")} == {
+        "secrets.choice",
+        "secrets.randbits",
+    }
+
+
+# SQL ---------------------------------------------------------------------------------------------
+
+
+def is_plain_sql(node):
+    """Tell whether an expression is a constant text, one of several, or holds nothing but whole numbers of our own."""
+    if isinstance(node, ast.IfExp):
+        return is_plain_sql(node.body) and is_plain_sql(node.orelse)
+    if isinstance(node, ast.JoinedStr):
+        holes = [part for part in node.values if isinstance(part, ast.FormattedValue)]
+        return all(hole.format_spec and [part.value for part in hole.format_spec.values] == ["d"] for hole in holes)
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def test_no_statement_is_put_together_from_anything_but_whole_numbers():
+    """schema.sql alone is executed from a variable."""
+    odd = [
+        (room, owner, ast.unparse(node.args[0]))
+        for room, owner, node in calls(r".*\.execute(many|script)?")
+        if not is_plain_sql(node.args[0])
+    ]
+    assert odd == [(2, "create_schema", "statement")]
+    filled = {room for room, _, node in calls(r".*\.execute(many)?") if isinstance(node.args[0], ast.JoinedStr)}
+    assert filled <= {2}
+
+
+def test_one_query_is_one_statement():
+    queries = [top for top in TREE.body if isinstance(top, FUNCTIONS) and room_of(top.lineno) == 3]
+    counts = {
+        query.name: sum(
+            isinstance(node, ast.Call) and re.fullmatch(r".*\.execute(many)?", text_of(node.func)) is not None
+            for node in ast.walk(query)
+        )
+        for query in queries
+    }
+    assert len(counts) > 10
+    assert {name for name, count in counts.items() if count != 1} == set()
+
+
+# Functions ---------------------------------------------------------------------------------------
+
+
+def functions():
+    """Return all functions and methods, those inside others too."""
+    return [node for node in ast.walk(TREE) if isinstance(node, FUNCTIONS)]
+
+
+def test_every_function_method_and_class_has_a_docstring():
+    """Those inside another function are part of it."""
+    inner = {id(node) for function in functions() for node in ast.walk(function) if node is not function}
+    outer = [node for node in ast.walk(TREE) if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and id(node) not in inner]
+    assert [node.name for node in outer if not ast.get_docstring(node)] == []
+
+
+def test_no_function_is_longer_than_40_lines_and_most_have_ten():
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions()}
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+    ordered = sorted(lengths.values())
+    assert ordered[len(ordered) // 2] <= 12
+
+
+def test_nothing_with_a_lifecycle_is_made_at_import():
+    makers = {
+        "make_app",
+        "Settings",
+        "connect",
+        "open_database",
+        "Readers",
+        "AuditLog",
+        "Scheduler",
+        "Server",
+        "TokenBucket",
+        "Clock",
+    }
+    made = []
+    for top in TREE.body:
+        if isinstance(top, (ast.Assign, ast.AnnAssign)):
+            names = {text_of(node.func) for node in ast.walk(top) if isinstance(node, ast.Call)}
+            made += [
+                ast.unparse(top) for name in names if name in makers or name.startswith(("bottle.", "sqlite3.", "socket."))
+            ]
+    assert made == []
+    assert [ast.unparse(node) for _, _, node in NODES if isinstance(node, ast.Global)] == []

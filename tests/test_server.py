@@ -1,0 +1,478 @@
+"""Room 8 and `serve` as a real process: listening, refusing, stopping, surviving, and living beside other commands."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager, suppress
+
+import pytest
+from conftest import Answer
+
+import ticketapi
+
+HOST = b"Host: desk.test\r\n"
+UP = b"GET /up HTTP/1.1\r\n" + HOST + b"\r\n"
+PROGRAM = (sys.executable, "-m", "ticketapi")
+
+
+def cli(folder, *arguments, program=PROGRAM):
+    """Run a command as a process of its own in a folder and return (code, stdout, stderr)."""
+    done = subprocess.run([*program, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def new_token(folder, *arguments):
+    """Make a token with the command line and return its text."""
+    code, out, _ = cli(folder, "token", "create", *arguments)
+    assert code == 0
+    return out.strip()
+
+
+def rows(path, sql):
+    """Return what a query finds in a database file, as dicts."""
+    with closing(ticketapi.connect(path)) as db:
+        return [dict(row) for row in db.execute(sql)]
+
+
+def audits(folder):
+    """Return the audit rows of the desk in a folder, oldest first."""
+    return rows(folder / "ticketapi-audit.db", "SELECT * FROM api_audits ORDER BY id")
+
+
+def request_bytes(path, token, *more):
+    """Write a GET request as it goes over the wire."""
+    lines = [f"GET {path} HTTP/1.1", "Host: desk.test", f"Authorization: Bearer {token}", *more]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@pytest.fixture
+def dial():
+    """Return a function that opens a connection to a server; it is closed after the test."""
+    opened = []
+
+    def connect(served, timeout=5):
+        opened.append(socket.create_connection(("127.0.0.1", served.port), timeout=timeout))
+        return opened[-1]
+
+    yield connect
+    for sock in opened:
+        sock.close()
+
+
+def read_to_end(sock):
+    """Return all that a connection brings until the server closes it."""
+    chunks = []
+    with suppress(ConnectionResetError):  # closed with something of ours unread
+        while chunk := sock.recv(65536):
+            chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def split_answers(data):
+    """Return the answers in what a connection brought."""
+    answers = []
+    while data:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        length = int(headers["content-length"])
+        answers.append(Answer(int(first.split()[1]), headers, rest[:length]))
+        data = rest[length:]
+    return answers
+
+
+def exchange(sock, data):
+    """Send bytes and return the answers until the server closes the connection."""
+    sock.sendall(data)
+    return split_answers(read_to_end(sock))
+
+
+def ask_up(sock):
+    """Have one request answered over a connection that stays open."""
+    sock.sendall(UP)
+    data = b""
+    while not data.endswith(b"}"):
+        data += sock.recv(65536)
+    assert [answer.status for answer in split_answers(data)] == [200]
+
+
+def wait_for(condition, seconds=15):
+    """Return the first true answer of a condition; fail when it does not come in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s")
+
+
+@contextmanager
+def frozen(served):
+    """Stop the process for a block: what happens in it happens for the server in one moment."""
+    os.kill(served.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(served.process.pid, signal.SIGCONT)
+
+
+# Starting ----------------------------------------------------------------------------------------
+
+
+def test_the_listening_line_names_the_real_port_and_is_all_of_stdout(serve):
+    served = serve("--no-scheduler")
+    assert served.get("/up").json == {"status": "up"}
+    code, rest, _ = served.stop()
+    assert (code, rest) == (0, "")
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(serve, tmp_path):
+    taken = str(serve().port)
+    code, out, err = cli(tmp_path, "serve", "--db", "other.db", "--port", taken)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert taken in err
+    assert "--port" in err
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1", "a..b", "x" * 64])
+def test_a_host_that_cannot_be_used_is_refused_in_one_line(tmp_path, host):
+    code, out, err = cli(tmp_path, "serve", "--host", host, "--port", "0")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert host in err
+    assert "--host" in err
+
+
+@pytest.mark.parametrize("alias", [False, True], ids=["same path", "symbolic link"])
+def test_a_second_server_on_the_same_desk_is_refused(serve, tmp_path, alias):
+    served = serve("--db", "desk.db")
+    name = "desk.db"
+    if alias:
+        name = "alias.db"
+        (tmp_path / name).symlink_to(tmp_path / "desk.db")
+    code, out, err = cli(tmp_path, "serve", "--db", name, "--port", "0")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert name in err
+    assert "--db" in err
+    assert served.get("/up").status == 200
+
+
+def test_a_desk_can_be_served_again_after_its_server_was_killed(serve):
+    first = serve()
+    first.stop(signal.SIGKILL)
+    assert serve().get("/up").status == 200
+
+
+def test_it_listens_on_ipv6(serve):
+    try:
+        with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback address")
+    served = serve("--host", "::1")
+    assert served.url == f"http://[::1]:{served.port}"
+    assert served.get("/up").status == 200
+
+
+# First steps -------------------------------------------------------------------------------------
+
+
+def hinted_commands(text):
+    """Return the command lines that a first start names, ready to be run."""
+    lines = re.findall(r": (python3 \S+ .*)", text)
+    return [(sys.executable, *shlex.split(line)[1:]) for line in lines]
+
+
+def test_an_empty_desk_is_told_what_to_do_first_and_a_full_one_nothing(serve, tmp_path):
+    arguments = ("--db", "my desk.db", "--no-scheduler", "--log-level", "warning")
+    _, _, err = serve(*arguments).stop()
+    commands = hinted_commands(err)
+    assert [command[2] for command in commands] == ["generate", "token"]
+    for command in commands:
+        assert cli(tmp_path, program=command)[0] == 0
+    assert serve(*arguments).stop() == (0, "", "")
+
+
+def test_demo_fills_an_empty_desk_and_its_curl_line_works(serve):
+    served = serve("--demo", "--no-scheduler")
+    figures = re.search(r"(\d+) tickets .* (\d+) of them closed", served.process.stderr.readline())
+    curl, _, header, url = shlex.split(served.process.stderr.readline())
+    assert curl == "curl"
+    assert url.startswith(served.url)
+    answer = served.get(url[len(served.url) :], headers=[header.split(": ")])
+    total, waiting = answer.json["total_tickets"], answer.json["total_unprocessed_tickets"]
+    assert (total, total - waiting) == (int(figures[1]), int(figures[2]))
+    assert total == 10_000
+    assert 0 < waiting < total / 10
+    code, rest, _ = served.stop()
+    assert (code, rest) == (0, "")
+
+
+def test_demo_changes_nothing_on_a_desk_with_tickets_and_says_how_to_make_a_token(serve, tmp_path):
+    cli(tmp_path, "generate", "--count", "3")
+    _, _, err = serve("--demo", "--no-scheduler").stop()
+    hints = [line for line in err.splitlines() if not line.startswith("INFO")]
+    assert len(hints) == 1
+    assert "tickets already" in hints[0]
+    assert hinted_commands(err)[0][2:4] == ("token", "create")
+    assert [row["tickets"] for row in rows(tmp_path / "ticketapi.db", "SELECT tickets FROM ticket_counts")] == [3, 0]
+    assert rows(tmp_path / "ticketapi.db", "SELECT id FROM personal_access_tokens") == []
+
+
+# Stopping ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_exit_0_and_closed_files(serve, tmp_path, number):
+    served = serve("--generate-every", "1s")
+    served.get("/api/stats", token=new_token(tmp_path))
+    code, _, err = served.stop(number)
+    assert code == 0
+    assert err.splitlines()[-1] == "INFO ticketapi: stopped"
+    assert not list(tmp_path.glob("*-wal")) + list(tmp_path.glob("*-shm"))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new connections", "kept connections"])
+@pytest.mark.parametrize("padding", [0, 12_000], ids=["short headers", "12 kB of headers"])
+def test_twenty_requests_in_flight_at_the_stop_are_answered_and_audited(serve, dial, tmp_path, kept, padding):
+    served, token = serve("--no-scheduler", "--rate", "0"), new_token(tmp_path)
+    early = [dial(served) for _ in range(20 * kept)]
+    for sock in early:
+        ask_up(sock)
+    with frozen(served):
+        connections = early or [dial(served) for _ in range(20)]
+        for page, sock in enumerate(connections, 1):
+            sock.sendall(request_bytes(f"/api/tickets/open?page={page}", token, f"X-Padding: {'a' * padding}"))
+        served.process.send_signal(signal.SIGTERM)
+    for page, sock in enumerate(connections, 1):
+        answers = split_answers(read_to_end(sock))
+        assert [(answer.status, answer.json["meta"]["current_page"]) for answer in answers] == [(200, page)]
+        assert answers[0].headers["connection"] == "close"
+    assert served.process.wait(20) == 0
+    assert sorted(row["query"] for row in audits(tmp_path)) == sorted(f'{{"page":"{page}"}}' for page in range(1, 21))
+
+
+def begin_body(sock):
+    """Send the headers of a POST request with five bytes of body to come, and wait until the server has read them."""
+    sock.sendall(post(b"Content-Length: 5", b"Expect: 100-continue"))
+    assert b" 100 " in sock.recv(65536)
+
+
+def refuses_connections(served):
+    """Tell whether a server has stopped listening."""
+    try:
+        socket.create_connection(("127.0.0.1", served.port), timeout=5).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_request_whose_body_is_under_way_at_the_stop_is_answered(serve, dial):
+    served = serve("--no-scheduler")
+    sock = dial(served)
+    begin_body(sock)
+    served.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: refuses_connections(served))
+    assert [answer.status for answer in exchange(sock, b"hello")] == [405]
+    assert served.process.wait(20) == 0
+
+
+def test_idle_and_half_open_connections_do_not_delay_the_stop(serve, dial):
+    served = serve("--no-scheduler")
+    connections = [dial(served) for _ in range(6)]
+    for sock in connections[:3]:
+        ask_up(sock)
+    connections[3].sendall(UP[:20])
+    begin = time.monotonic()
+    assert served.stop()[0] == 0
+    assert time.monotonic() - begin < ticketapi.STOP_SECONDS / 3
+
+
+@pytest.mark.proof
+def test_a_body_that_never_ends_delays_the_stop_no_longer_than_promised(serve, dial):
+    served = serve("--no-scheduler")
+    begin_body(dial(served))
+    begin = time.monotonic()
+    assert served.stop()[0] == 0
+    assert time.monotonic() - begin < ticketapi.STOP_SECONDS + 3
+
+
+def test_kill_9_leaves_the_desk_intact_and_a_row_for_every_answered_request(serve, tmp_path):
+    cli(tmp_path, "generate", "--count", "5")
+    served, token = serve("--rate", "0"), new_token(tmp_path)
+    for page in range(1, 21):
+        assert served.get(f"/api/tickets/open?page={page}", token=token).status == 200
+    served.stop(signal.SIGKILL)
+    assert [row["query"] for row in audits(tmp_path)] == [f'{{"page":"{page}"}}' for page in range(1, 21)]
+    for name in ("ticketapi.db", "ticketapi-audit.db"):
+        assert rows(tmp_path / name, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
+    assert serve("--no-scheduler").get("/api/stats", token=token).json["total_tickets"] == 5
+
+
+# What the parser refuses -------------------------------------------------------------------------
+
+
+def post(*headers, body=b""):
+    """Write a POST request with the headers given."""
+    return b"".join((b"POST /api/stats HTTP/1.1\r\n", HOST, *(header + b"\r\n" for header in headers), b"\r\n", body))
+
+
+REFUSED = {
+    "no request line": (400, b"NONSENSE\r\n\r\n"),
+    "a method in lower case": (400, b"get /up HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "a header without a colon": (400, b"GET /up HTTP/1.1\r\nnonsense\r\n\r\n"),
+    "an unclosed bracket": (400, b"GET http://[::1 HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "a negative length": (400, post(b"Content-Length: -1")),
+    "two lengths": (400, post(b"Content-Length: 3", b"Content-Length: 0")),
+    "chunked twice": (400, post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
+    "a bad chunk": (400, post(b"Transfer-Encoding: chunked", body=b"zz\r\n\r\n")),
+    "headers over 16 KiB": (431, b"GET /up HTTP/1.1\r\nX: " + b"a" * 16 * 1024 + b"\r\n\r\n"),
+    "a body over 64 KiB": (413, post(b"Content-Length: 65537")),
+    "chunks over 64 KiB": (413, post(b"Transfer-Encoding: chunked", body=b"10001\r\n" + b"a" * 0x10001 + b"\r\n")),
+    "an unknown transfer coding": (501, post(b"Transfer-Encoding: gzip")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_parser_refusal_is_json_closes_the_connection_and_is_logged_in_one_line(serve, dial, tmp_path, name):
+    status, data = REFUSED[name]
+    served = serve("--no-scheduler", "--log-level", "info")
+    answers = exchange(dial(served), data + UP)  # the second request must not be read
+    assert [answer.status for answer in answers] == [status]
+    assert answers[0].headers["content-type"] == "application/json"
+    assert list(answers[0].json) == ["message"]
+    assert not re.search(r"waitress|traceback", answers[0].body.decode(), re.IGNORECASE)
+    assert served.get("/up").status == 200
+    refusals = [line for line in served.stop()[2].splitlines() if "127.0.0.1" in line]
+    assert len(refusals) == 1
+    assert f"127.0.0.1: {status}" in refusals[0]
+    assert audits(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "data"),
+    [
+        (200, b"GET /up HTTP/1.1\r\nConnection: close\r\nX: ".ljust(16 * 1024 - 4, b"a") + b"\r\n\r\n"),
+        (405, post(b"Connection: close", b"Content-Length: 65536", body=b"a" * 65536)),
+    ],
+    ids=["16 KiB of headers", "64 KiB of body"],
+)
+def test_the_largest_headers_and_body_are_accepted(serve, dial, status, data):
+    assert [answer.status for answer in exchange(dial(serve("--no-scheduler")), data)] == [status]
+
+
+def test_two_framings_of_one_request_end_the_connection(serve, dial):
+    """RFC 9112, section 6.1: what follows might be read otherwise by a proxy in between."""
+    data = post(b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")
+    assert len(exchange(dial(serve("--no-scheduler")), data + UP)) == 1
+
+
+@pytest.mark.proof
+def test_a_thousand_connections_that_drip_do_not_lock_others_out(serve, dial):
+    served = serve("--no-scheduler")
+    crowd = [dial(served) for _ in range(1000)]
+
+    def gets_through():
+        for sock in crowd:
+            with suppress(OSError):
+                sock.sendall(b"G")
+        sock = dial(served, timeout=1)
+        with suppress(OSError):
+            sock.sendall(UP)
+            return sock.recv(65536).startswith(b"HTTP/1.1 200")
+
+    assert wait_for(gets_through, seconds=20)
+
+
+# Beside other commands ---------------------------------------------------------------------------
+
+
+def test_a_revoked_token_is_refused_at_once(serve, tmp_path):
+    served, token, other = serve("--no-scheduler"), new_token(tmp_path), new_token(tmp_path)
+    assert served.get("/api/stats", token=token).status == 200
+    assert cli(tmp_path, "token", "revoke", "1")[0] == 0
+    assert served.get("/api/stats", token=token).status == 401
+    assert served.get("/api/stats", token=other).status == 200
+
+
+def test_tickets_generated_and_closed_beside_the_server_show_at_once(serve, tmp_path):
+    served, token = serve("--no-scheduler"), new_token(tmp_path)
+
+    def totals():
+        lists = (served.get(f"/api/tickets/{name}", token=token).json for name in ("open", "closed"))
+        return [page["meta"]["total"] for page in lists]
+
+    assert totals() == [0, 0]
+    cli(tmp_path, "generate", "--count", "7")
+    assert totals() == [7, 0]
+    cli(tmp_path, "process", "--count", "2")
+    assert totals() == [5, 2]
+    first = served.get("/api/tickets/open?per_page=1", token=token).json["data"][0]
+    assert first["id"] == 3
+
+
+def test_the_scheduler_lets_tickets_arrive_and_closes_them(serve, tmp_path):
+    served, token = serve("--generate-every", "1s", "--process-every", "2s", "--rate", "0"), new_token(tmp_path)
+
+    def lively():
+        stats = served.get("/api/stats", token=token).json
+        return stats["total_tickets"] >= 2 and stats["most_recent_processed_at"]
+
+    assert wait_for(lively)
+
+
+def test_without_the_scheduler_nothing_happens_by_itself(serve, tmp_path):
+    served, token = serve("--no-scheduler", "--generate-every", "1s"), new_token(tmp_path)
+    begin = time.time()
+    wait_for(lambda: int(time.time()) > int(begin) + 1)  # over a boundary of the second
+    assert served.get("/api/stats", token=token).json["total_tickets"] == 0
+
+
+# Behind a proxy ----------------------------------------------------------------------------------
+
+FORWARDED = {
+    "X-Forwarded-For": "198.51.100.7",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "desk.example.com",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "believed"),
+    [((), False), (("--trusted-proxy", "127.0.0.1"), True), (("--trusted-proxy", "127.0.0.2"), False)],
+    ids=["no proxy named", "from the proxy", "from another address"],
+)
+def test_forwarded_headers_are_believed_from_the_named_proxy_alone(serve, tmp_path, arguments, believed):
+    served, token = serve("--no-scheduler", *arguments), new_token(tmp_path)
+    answer = served.get("/api/tickets/open", token=token, headers=FORWARDED)
+    base = "https://desk.example.com" if believed else served.url
+    assert answer.json["links"]["first"] == f"{base}/api/tickets/open?page=1"
+    assert [row["ip_address"] for row in audits(tmp_path)] == ["198.51.100.7" if believed else "127.0.0.1"]
+
+
+def test_guesses_through_the_proxy_are_limited_by_the_clients_address(serve):
+    served = serve("--no-scheduler", "--trusted-proxy", "127.0.0.1")
+
+    def guess(address):
+        return served.get("/api/stats", headers={"X-Forwarded-For": address}).status
+
+    assert [guess("198.51.100.7") for _ in range(31)] == [401] * 30 + [429]
+    assert guess("198.51.100.8") == 401
+
+
+# The log -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("level", "expected"), [("debug", 2), ("info", 0)])
+def test_the_log_has_a_line_for_each_request_at_debug_alone_without_secrets(serve, tmp_path, level, expected):
+    served, token = serve("--no-scheduler", "--log-level", level), new_token(tmp_path)
+    served.get("/api/tickets/open?page=1&note=private", token=token)
+    served.get(f"/api/{token}?page=1&note=private")
+    err = served.stop()[2]
+    assert len(re.findall(r"^DEBUG ticketapi: 127\.0\.0\.1 GET /api/", err, re.MULTILINE)) == expected
+    assert token not in err
+    assert "private" not in err
