@@ -1264,14 +1264,13 @@ def prune_tokens(db: sqlite3.Connection, now: int) -> int:
 
 
 class Limit(NamedTuple):
-    """What a bucket answers; times are whole seconds, rounded up."""
+    """What a bucket answers."""
 
     policy: str
     allowed: bool
     size: int
     remaining: int
-    retry_after: int  # until the next request is allowed
-    reset: int  # until the bucket is full again
+    next_in: int  # seconds until one more request is allowed than now
 
 
 class TokenBucket:
@@ -1298,8 +1297,9 @@ class TokenBucket:
             self._buckets[key] = (left, now)
             if len(self._buckets) > BUCKETS:
                 self._buckets.popitem(last=False)
-        wait, reset = (math.ceil((wanted - left) / refill - 1e-6) for wanted in (1, self.size))
-        return Limit(self.policy, allowed, self.size, int(left + 1e-9), max(wait, 1), reset)
+        remaining = int(left + 1e-9)
+        next_in = math.ceil((remaining + 1 - left) / refill - 1e-6)
+        return Limit(self.policy, allowed, self.size, remaining, max(next_in, 1))
 
 
 def address_key(address: str) -> str:
@@ -1559,10 +1559,10 @@ def limit_headers(limit: Limit, now: int) -> dict[str, str]:
         "X-RateLimit-Limit": str(limit.size),
         "X-RateLimit-Remaining": str(limit.remaining),
         "RateLimit-Policy": f'"{limit.policy}";q={limit.size};w={MINUTE}',
-        "RateLimit": f'"{limit.policy}";r={limit.remaining};t={limit.reset}',
+        "RateLimit": f'"{limit.policy}";r={limit.remaining};t={limit.next_in}',
     }
     if not limit.allowed:
-        headers["X-RateLimit-Reset"] = str(-(-now // MICROSECONDS) + limit.retry_after)
+        headers["X-RateLimit-Reset"] = str(-(-now // MICROSECONDS) + limit.next_in)
     return headers
 
 
@@ -1657,7 +1657,7 @@ class AuditHook:
         if limit and self.settings.rate:
             headers.update(limit_headers(limit, environ["ticketapi.now"]))
         if limit and not limit.allowed:
-            headers["Retry-After"] = str(limit.retry_after)
+            headers["Retry-After"] = str(limit.next_in)
         return headers
 
 
