@@ -304,27 +304,41 @@ def check_path(path: Path) -> None:
         raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
 
 
-def read_identity(path: Path, mode: str) -> tuple[int, int, int]:
-    """Return application_id, user_version and the number of tables of a file, as one state, without changing it."""
-    uri = f"{path.absolute().as_uri()}?{mode}"
+def read_header(path: Path) -> tuple[int, int, bool]:
+    """Return application_id, user_version and whether there are tables, from the bytes of a file, its WAL left aside.
+
+    https://sqlite.org/fileformat.html, sections 1.3 and 1.6. Only for a file that this process has no connection to:
+    closing it ends all locks that the process holds on it. Raises sqlite3.DatabaseError when it is no database.
+    """
+    with path.open("rb") as file:
+        header = file.read(108)
+    if not header:
+        return 0, 0, False
+    if len(header) < 108 or not header.startswith(b"SQLite format 3\0"):
+        raise sqlite3.DatabaseError("file is not a database")
+    is_interior_page, cells = header[100] == 5, header[103:105]
+    return int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"), is_interior_page or any(cells)
+
+
+def read_identity(path: Path) -> tuple[int, int, bool]:
+    """Return the same as `read_header` as SQLite sees it, with the WAL, as one state, and without changing it."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
         db.execute("BEGIN")
         found = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        return found, version, db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        return found, version, bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
 def check_identity(path: Path, application_id: int) -> None:
     """Refuse a file that is not ours or of a newer version, without changing a byte of it.
 
-    It is read as immutable first, which leaves the WAL aside: reading that would put files beside another program's database.
-    What is empty so may be a new desk of ours that has its tables in the WAL yet.
+    The header is read first: SQLite would put files of its own beside another program's database in WAL mode. What is empty
+    by its header may be a new desk of ours that has its tables in the WAL yet.
     """
-    if 0 < path.stat().st_size < 512:  # less than the smallest database, and SQLite would take it for an empty one
-        raise sqlite3.DatabaseError("file is not a database")
-    for mode in ("immutable=1", "mode=ro"):
-        found, version, tables = read_identity(path, mode)
-        if found != application_id and (found or version or tables):
+    for read in (read_header, read_identity):
+        found, version, has_tables = read(path)
+        if found != application_id and (found or version or has_tables):
             raise TicketApiError(f"{path} belongs to another program; choose another --db")
     if version > SCHEMA_VERSION:
         raise TicketApiError(
@@ -353,16 +367,21 @@ def connect(
     takes NORMAL, which survives kill -9 alone and costs a tenth. https://sqlite.org/pragma.html
     """
     uri = f"{path.absolute().as_uri()}?mode=rw"  # a desk that somebody removed is not made anew behind their back
-    db = sqlite3.connect(uri, uri=True, timeout=wait_ms / 1000, isolation_level=None, check_same_thread=False)
-    db.row_factory = sqlite3.Row
-    enter_wal(db, wait_ms)
-    db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute("PRAGMA trusted_schema = OFF")
-    db.execute("PRAGMA cell_size_check = ON")
-    db.execute("PRAGMA journal_size_limit = 16777216")
-    if query_only:
-        db.execute("PRAGMA query_only = ON")
+    db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        enter_wal(db, wait_ms)
+        db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
+        db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute("PRAGMA journal_size_limit = 16777216")
+        if query_only:
+            db.execute("PRAGMA query_only = ON")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -416,9 +435,15 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     try:
         check_identity(path, application_id)
         db = connect(path, synchronous="FULL" if part == "desk" else "NORMAL")
-        create_schema(db, part, application_id)
+        try:
+            create_schema(db, part, application_id)
+        except BaseException:
+            db.close()
+            raise
     except sqlite3.Error as error:
         raise explain_sqlite_error(error, path) from error
+    except PermissionError as error:
+        raise explain_sqlite_error(sqlite3.OperationalError("unable to open"), path) from error
     return db
 
 
@@ -971,7 +996,7 @@ def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> N
     rows = []
     for number in range(have + 1, wanted + 1):
         name, email = compose_customer(words, seed, number)
-        if find_user_by_email(db, email):  # a token's owner, or a customer that another seed made, has it
+        while find_user_by_email(db, email):  # a token's owner, or a customer that another seed made, has it
             email = email.replace("@", f".{number}@")
         rows.append((number, name, email, format_time(now)))
     insert_users(db, rows)
@@ -2055,13 +2080,17 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
-    A request with two framings (RFC 9112, section 6.3) could be read as two requests, and is refused. So is a target that
-    urllib cannot read, which would end the connection without an answer.
+    A request with two framings, a coding applied twice, or chunks in HTTP/1.0 (RFC 9112, sections 6.1 and 6.3) could be read
+    as two requests by a proxy, and is refused. So is a target that urllib cannot read, which would end the connection
+    without an answer.
     """
     from waitress.parser import HTTPRequestParser, ParsingError
 
-    names = [line.partition(b":")[0].strip().lower() for line in header.split(b"\r\n")[1:]]
-    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
+    first, *lines = header.lower().split(b"\r\n")
+    fields = [(name.strip(), value) for name, _, value in (line.partition(b":") for line in lines)]
+    framings = [value for name, value in fields if name in (b"content-length", b"transfer-encoding")]
+    chunks = [value for name, value in fields if name == b"transfer-encoding"]
+    if len(framings) > 1 or any(value.count(b"chunked") > 1 for value in chunks) or (chunks and first.endswith(b"/1.0")):
         raise ParsingError("more than one framing")
     try:
         HTTPRequestParser.parse_header(parser, header)
@@ -2082,6 +2111,18 @@ def refuse(task: Any) -> None:
     task.write(body)
 
 
+def announce_stop(task: Any) -> bytes:
+    """Answer the last request of a connection with `Connection: close` once the server stops, so that no more are sent.
+
+    Replaces, and calls, the `build_response_header` of Waitress's Task.
+    """
+    from waitress.task import Task
+
+    if task.channel.server.stopping and len(task.channel.requests) == 1:
+        task.request.headers["CONNECTION"] = "close"
+    return bytes(Task.build_response_header(task))
+
+
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
@@ -2090,12 +2131,15 @@ class Server:
         from waitress.channel import HTTPChannel
         from waitress.parser import HTTPRequestParser
         from waitress.server import create_server
-        from waitress.task import ErrorTask
+        from waitress.task import ErrorTask, WSGITask
 
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
         error_task = type("JsonErrorTask", (ErrorTask,), {"execute": refuse})
         parser = type("StrictParser", (HTTPRequestParser,), {"parse_header": parse_header})
-        channel = type("JsonChannel", (HTTPChannel,), {"error_task_class": error_task, "parser_class": parser})
+        task = type("LastTask", (WSGITask,), {"build_response_header": announce_stop})
+        channel = type(
+            "JsonChannel", (HTTPChannel,), {"error_task_class": error_task, "parser_class": parser, "task_class": task}
+        )
         self._map: dict[int, Any] = {}
         self._stopping = False
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
@@ -2118,6 +2162,7 @@ class Server:
         for listener in self._listeners:
             listener.channel_class = channel
             listener.refusals = 0
+            listener.stopping = False
 
     def run(self, beat: Callable[[], None]) -> None:
         """Serve until `stop` is called; `beat` is called about once a second."""
@@ -2132,6 +2177,8 @@ class Server:
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
         self._stopping = True
+        for listener in self._listeners:
+            listener.stopping = True
         self._listeners[0].pull_trigger()
 
     def _turn(self, timeout: float) -> None:
@@ -2154,8 +2201,6 @@ class Server:
             wasyncore.dispatcher.close(listener)  # not listener.close(): that would end the trigger answers need
         begin = time.monotonic()
         while (passed := time.monotonic() - begin) < STOP_SECONDS:
-            for channel in self._channels():
-                announce_close(channel)
             self._turn(0.1)
             if not any(is_busy(channel, passed) for channel in self._channels()):
                 break
@@ -2171,12 +2216,6 @@ def accepted_one(listener: Any) -> bool:
     before = len(listener.active_channels)
     listener.handle_accept()
     return len(listener.active_channels) > before
-
-
-def announce_close(channel: Any) -> None:
-    """Have the last request of a connection answered with `Connection: close`, so that the client sends no more."""
-    for request in channel.requests[-1:]:
-        request.headers["CONNECTION"] = "close"
 
 
 def is_busy(channel: Any, passed: float) -> bool:

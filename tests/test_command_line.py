@@ -140,7 +140,7 @@ def test_too_many_tickets_for_a_short_period_are_an_invalid_count(run, tmp_path)
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("since", ["1s", "21000d"])
+@pytest.mark.parametrize("since", ["1s", "25000d"])
 def test_a_history_may_be_as_short_or_long_as_its_option_allows(run, tmp_path, since):
     assert run("generate", "--count", 10, "--since", since)[0] == 0
     assert sum(counted(tmp_path / "ticketapi.db")) == 10
@@ -199,6 +199,12 @@ def test_the_list_names_every_token_and_no_secret(run):
     for secret in secrets:
         assert secret not in out
         assert ticketapi.hash_token(secret) not in out
+
+
+def test_a_desk_without_tokens_lists_none(run):
+    code, out, err = run("token", "list")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 1
 
 
 def test_revoking_an_unknown_token_fails_and_says_where_to_look(run):
@@ -473,10 +479,19 @@ def test_a_desk_that_fails_is_one_line(run, db, desk):
     assert_refused(run("generate", "--db", desk), 1, str(desk), "tickets")
 
 
+def test_a_lock_file_that_cannot_be_opened_is_one_line_that_names_it(tmp_path):
+    (tmp_path / "ticketapi.db-lock").mkdir()
+    serving = process("serve", "--port", "0", cwd=tmp_path)
+    out, err = serving.communicate(timeout=30)
+    assert_refused((serving.returncode, out, err), 1, "ticketapi.db-lock")
+
+
 @pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_desk_that_is_locked_is_one_line(run, db, desk):
+def test_a_desk_that_is_locked_is_one_line(db, desk):
     with ticketapi.transaction(db):
-        assert_refused(run("generate", "--db", desk), 1, str(desk), "locked", "again")
+        running = process("generate", "--db", desk)
+        out, err = running.communicate(timeout=30)
+    assert_refused((running.returncode, out, err), 1, str(desk), "locked", "again")
 
 
 # Help --------------------------------------------------------------------------------------------

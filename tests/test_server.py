@@ -329,6 +329,7 @@ REFUSED = {
     "a negative length": (400, post(b"Content-Length: -1")),
     "two lengths": (400, post(b"Content-Length: 3", b"Content-Length: 0")),
     "chunked twice": (400, post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
+    "chunked twice in one header": (400, post(b"Transfer-Encoding: chunked, chunked", body=b"0\r\n\r\n")),
     "a bad chunk": (400, post(b"Transfer-Encoding: chunked", body=b"zz\r\n\r\n")),
     "headers over 16 KiB": (431, b"GET /up HTTP/1.1\r\nX: " + b"a" * 16 * 1024 + b"\r\n\r\n"),
     "a body over 64 KiB": (413, post(b"Content-Length: 65537")),
@@ -365,10 +366,18 @@ def test_the_largest_headers_and_body_are_accepted(serve, dial, status, data):
     assert [answer.status for answer in exchange(dial(serve("--no-scheduler")), data)] == [status]
 
 
-def test_two_framings_of_one_request_end_the_connection(serve, dial):
-    """RFC 9112, section 6.1: what follows might be read otherwise by a proxy in between."""
-    data = post(b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")
-    assert len(exchange(dial(serve("--no-scheduler")), data + UP)) == 1
+AMBIGUOUS = {
+    "two framings": post(b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    "chunks in HTTP 1.0": post(b"Connection: keep-alive", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n").replace(
+        b"1.1", b"1.0", 1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_request_that_a_proxy_may_read_otherwise_ends_the_connection(serve, dial, name):
+    """RFC 9112, section 6.1: what follows might be part of this request for a proxy in between."""
+    assert len(exchange(dial(serve("--no-scheduler")), AMBIGUOUS[name] + UP)) == 1
 
 
 @pytest.mark.proof
