@@ -130,6 +130,7 @@ BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten
 MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
 MAX_AUDIT_BYTES = 4096  # of a query or body
 MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 255, 1024  # in characters
+REQUEST_SECONDS = 10.0  # in which a request must have arrived, from its first byte to its last
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
 
 DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
@@ -2142,6 +2143,7 @@ class Server:
         )
         self._map: dict[int, Any] = {}
         self._stopping = False
+        self._arriving: dict[Any, float] = {}  # requests not complete yet, and when each was first seen
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
         create_server(
             app,
@@ -2171,6 +2173,7 @@ class Server:
             self._turn(1.0)
             if time.monotonic() - beaten >= 1:
                 beaten = time.monotonic()
+                self._cut_slow_requests(beaten)
                 beat()
         self._drain()
 
@@ -2180,6 +2183,14 @@ class Server:
         for listener in self._listeners:
             listener.stopping = True
         self._listeners[0].pull_trigger()
+
+    def _cut_slow_requests(self, now: float) -> None:
+        """Close connections whose request takes too long to arrive: enough of them would take up all there are."""
+        arriving = {channel.request: channel for channel in self._channels() if channel.request is not None}
+        self._arriving = {request: self._arriving.get(request, now) for request in arriving}
+        for request, since in self._arriving.items():
+            if now - since > REQUEST_SECONDS:
+                arriving[request].will_close = True
 
     def _turn(self, timeout: float) -> None:
         """Wait for sockets and serve those that are ready."""
