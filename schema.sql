@@ -2,7 +2,8 @@
 --
 -- The desk (ticketapi.db) holds users, tickets and tokens. The audit log (ticketapi-audit.db) holds one row for every
 -- request; it is a file of its own because a commit in the desk's file would throw away every reader's page cache.
--- ticketapi.py runs the part of this file that belongs to the database it creates, then sets user_version.
+-- ticketapi.py runs the part of this file that belongs to the database it creates, then sets user_version. Other parts bring a
+-- database of an older user_version up to the next, when it is opened.
 --
 -- Times are UTC text with six decimals, 2025-12-04T11:30:16.000000Z: what the API shows, and sortable as it stands.
 
@@ -21,23 +22,28 @@ CREATE TABLE users (
 -- The customer with the most tickets, the lowest id first among equals.
 CREATE INDEX users_by_tickets_count ON users (tickets_count DESC) WHERE tickets_count > 0;
 
--- Tickets. status: 1 = Open, 2 = Closed. created_at and closed_at each grow strictly over the whole desk.
+-- Tickets. status: 1 = Open, 2 = Closed. created_at and closed_at each grow strictly over the whole desk, created_at with the
+-- id. user_number counts a user's tickets from 1 in the order they came, closed_number the closed tickets of the desk in the
+-- order they were closed, both without gaps: a page of these lists is a range of numbers, however deep it lies.
 CREATE TABLE tickets (
-    id         INTEGER PRIMARY KEY,
-    user_id    INTEGER NOT NULL REFERENCES users (id),
-    subject    TEXT    NOT NULL,
-    content    TEXT    NOT NULL,
-    status     INTEGER NOT NULL CHECK (status IN (1, 2)),
-    created_at TEXT    NOT NULL CHECK (length(created_at) = 27),
-    updated_at TEXT    NOT NULL CHECK (length(updated_at) = 27),
-    closed_at  TEXT    CHECK (length(closed_at) = 27),
-    CHECK ((status = 2) = (closed_at IS NOT NULL))
+    id            INTEGER PRIMARY KEY,
+    user_id       INTEGER NOT NULL REFERENCES users (id),
+    user_number   INTEGER NOT NULL CHECK (user_number >= 1),
+    subject       TEXT    NOT NULL,
+    content       TEXT    NOT NULL,
+    status        INTEGER NOT NULL CHECK (status IN (1, 2)),
+    created_at    TEXT    NOT NULL CHECK (length(created_at) = 27),
+    updated_at    TEXT    NOT NULL CHECK (length(updated_at) = 27),
+    closed_at     TEXT    CHECK (length(closed_at) = 27),
+    closed_number INTEGER CHECK (closed_number >= 1),
+    CHECK ((status = 2) = (closed_at IS NOT NULL)),
+    CHECK ((status = 2) = (closed_number IS NOT NULL))
 ) STRICT;
 
--- One index for each list, in the list's order; the id that ends every SQLite index entry breaks ties.
-CREATE INDEX tickets_open    ON tickets (created_at) WHERE status = 1;
-CREATE INDEX tickets_closed  ON tickets (closed_at)  WHERE status = 2;
-CREATE INDEX tickets_by_user ON tickets (user_id, created_at);
+-- One index for each list, in the list's order.
+CREATE INDEX        tickets_open    ON tickets (id) WHERE status = 1;
+CREATE UNIQUE INDEX tickets_closed  ON tickets (closed_number) WHERE closed_number IS NOT NULL;
+CREATE UNIQUE INDEX tickets_by_user ON tickets (user_id, user_number);
 
 -- How many tickets there are of each status, updated in the transaction that changes the tickets, once for each batch.
 CREATE TABLE ticket_counts (
@@ -59,6 +65,57 @@ CREATE TABLE personal_access_tokens (
     expires_at   TEXT    CHECK (length(expires_at) = 27),
     created_at   TEXT    NOT NULL CHECK (length(created_at) = 27)
 ) STRICT;
+
+-- part: desk 1 to 2
+
+-- Version 2 numbers the tickets of each list; version 1 (ticketapi 1.0.0) found a page by counting its way there.
+ALTER TABLE tickets RENAME TO tickets_1;
+DROP INDEX tickets_open;
+DROP INDEX tickets_closed;
+DROP INDEX tickets_by_user;
+
+CREATE TABLE tickets (
+    id            INTEGER PRIMARY KEY,
+    user_id       INTEGER NOT NULL REFERENCES users (id),
+    user_number   INTEGER NOT NULL CHECK (user_number >= 1),
+    subject       TEXT    NOT NULL,
+    content       TEXT    NOT NULL,
+    status        INTEGER NOT NULL CHECK (status IN (1, 2)),
+    created_at    TEXT    NOT NULL CHECK (length(created_at) = 27),
+    updated_at    TEXT    NOT NULL CHECK (length(updated_at) = 27),
+    closed_at     TEXT    CHECK (length(closed_at) = 27),
+    closed_number INTEGER CHECK (closed_number >= 1),
+    CHECK ((status = 2) = (closed_at IS NOT NULL)),
+    CHECK ((status = 2) = (closed_number IS NOT NULL))
+) STRICT;
+
+INSERT INTO tickets (
+    id, user_id, user_number, subject, content, status, created_at, updated_at, closed_at, closed_number
+)
+SELECT id, user_id, row_number() OVER (PARTITION BY user_id ORDER BY created_at, id), subject, content, status,
+       created_at, updated_at, closed_at,
+       CASE status WHEN 2 THEN row_number() OVER (PARTITION BY status ORDER BY closed_at, id) END
+FROM tickets_1
+ORDER BY id;
+
+DROP TABLE tickets_1;
+
+CREATE INDEX        tickets_open    ON tickets (id) WHERE status = 1;
+CREATE UNIQUE INDEX tickets_closed  ON tickets (closed_number) WHERE closed_number IS NOT NULL;
+CREATE UNIQUE INDEX tickets_by_user ON tickets (user_id, user_number);
+
+-- part: reader
+
+-- A ticket as the API shows it, and the numbers that lists look it up by. Temporary, as SQLite lets no view of a file call
+-- json_object when it is told to trust no schema.
+CREATE TEMPORARY VIEW ticket_resources AS
+SELECT tickets.id, status, user_id, user_number, closed_number,
+       json_object('id', tickets.id, 'subject', subject, 'content', content,
+                   'status', CASE status WHEN 1 THEN 'Open' ELSE 'Closed' END, 'status_id', status,
+                   'created_at', tickets.created_at, 'updated_at', updated_at,
+                   'user', json_object('id', user_id, 'name', name, 'email', email)) AS resource
+FROM tickets
+CROSS JOIN users ON users.id = user_id;
 
 -- part: audit
 

@@ -22,7 +22,7 @@ Configuration
 
 The life of one request
     socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > Authenticate > Throttle > Authorize > handler >
-    operation > queries > SQLite > JSON bytes > audit hook (headers, audit row) > Waitress > socket
+    remembered answer, or operation > queries > SQLite > JSON bytes > audit hook (headers, audit row) > commit > socket
 
 Security rules
     - A token is shown once; the database holds its SHA-256 alone, compared in constant time. One answer, 401
@@ -40,6 +40,7 @@ Rooms, top to bottom; each uses only those above it
 from __future__ import annotations
 
 import argparse
+import base64
 import fcntl
 import hashlib
 import hmac
@@ -71,10 +72,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 
 def import_lazily(name: str) -> Any:
@@ -112,10 +113,8 @@ MICROSECONDS = 1_000_000  # in a second; times inside the program are whole micr
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
 NEVER = -(10**18)  # a moment before all others
 
-DESK_ID, AUDIT_ID = 0x544B5444, 0x544B5441  # SQLite application_id of the two files: "TKTD" and "TKTA"
-SCHEMA_VERSION = 1  # SQLite user_version of both
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
-BATCH = 10_000  # tickets in one transaction: bounds memory, and how long other writers wait
+BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
 MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
@@ -125,6 +124,8 @@ FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are custo
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
 TOKEN_PATTERN = re.compile(r"tkt_[0-9A-Za-z]{46}")
 GUESSES_PER_MINUTE = 30  # failed authentications of one address, whatever --rate says
+MAX_CACHED_BYTES = 4 * 1024 * 1024  # of answers, for each thread: 160 pages of 50 tickets
+MAX_CACHED_TOKENS = 1000  # for each thread
 BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
 
 MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
@@ -250,6 +251,20 @@ def parse_time(text: str) -> int:
 # Room 2. Database: opens, creates and locks the two files; the two idioms of a transaction. Touches sqlite3.
 # ======================================================================================================================
 
+
+class Part(NamedTuple):
+    """One of the two files and how it is kept."""
+
+    application_id: int  # SQLite's: "TKTD" and "TKTA" in ASCII
+    version: int  # of the schema, SQLite's user_version
+    synchronous: str  # FULL makes a commit survive a power cut; NORMAL survives kill -9 alone and costs a tenth
+    cache_kib: int
+
+
+# The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
+# took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
+PARTS = {"desk": Part(0x544B5444, 2, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
+
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("locked", DeskBusy, "database is locked: another program holds {path}; try again when it is done"),
@@ -279,10 +294,10 @@ def read_resource(name: str) -> str:
     return data.decode()
 
 
-def schema_part(part: str) -> str:
-    """Return the part of schema.sql that belongs to the `desk` or the `audit` file."""
+def schema_statements(part: str) -> list[str]:
+    """Return the statements of one part of schema.sql: `desk` and `audit` create the files, `desk 1 to 2` upgrades one."""
     _, _, rest = read_resource("schema.sql").partition(f"-- part: {part}\n")
-    return rest.partition("-- part: ")[0]
+    return [text for text in re.split(r";\s*\n", rest.partition("-- part: ")[0]) if text.strip()]
 
 
 def create_private_file(path: Path) -> None:
@@ -321,30 +336,37 @@ def read_header(path: Path) -> tuple[int, int, bool]:
     return int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"), is_interior_page or any(cells)
 
 
-def read_identity(path: Path) -> tuple[int, int, bool]:
-    """Return the same as `read_header` as SQLite sees it, with the WAL, as one state, and without changing it."""
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
-        db.execute("BEGIN")
-        found = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        return found, version, bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+def read_identity(path: Path, mode: str = "ro") -> tuple[int, int, bool]:
+    """Return the same as `read_header` as SQLite sees it, with the WAL, as one state, and without changing it.
+
+    Only where a desk was killed while it was being made must SQLite roll back its first write before it can read.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
+            db.execute("BEGIN")
+            found = db.execute("PRAGMA application_id").fetchone()[0]
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            return found, version, bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if mode == "rw" or "readonly" not in str(error):
+            raise
+        return read_identity(path, "rw")
 
 
-def check_identity(path: Path, application_id: int) -> None:
+def check_identity(path: Path, part: str) -> None:
     """Refuse a file that is not ours or of a newer version, without changing a byte of it.
 
     The header is read first: SQLite would put files of its own beside another program's database in WAL mode. What is empty
     by its header may be a new desk of ours that has its tables in the WAL yet.
     """
+    application_id, known = PARTS[part][:2]
     for read in (read_header, read_identity):
         found, version, has_tables = read(path)
         if found != application_id and (found or version or has_tables):
             raise TicketApiError(f"{path} belongs to another program; choose another --db")
-    if version > SCHEMA_VERSION:
-        raise TicketApiError(
-            f"{path} is from a newer ticketapi (schema {version}, this one knows {SCHEMA_VERSION}); upgrade ticketapi"
-        )
+    if version > known:
+        raise TicketApiError(f"{path} is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi")
 
 
 def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
@@ -360,12 +382,15 @@ def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
 
 
 def connect(
-    path: Path, *, query_only: bool = False, synchronous: str = "FULL", wait_ms: int = BUSY_TIMEOUT_MS
+    path: Path,
+    *,
+    synchronous: str = "FULL",
+    wait_ms: int = BUSY_TIMEOUT_MS,
+    cache_kib: int = 2_000,
 ) -> sqlite3.Connection:
     """Open one connection as every part of ticketapi uses it; transactions begin where the code says so.
 
-    WAL lets readers and the writer work side by side. `synchronous=FULL` makes a commit survive a power cut; the audit log
-    takes NORMAL, which survives kill -9 alone and costs a tenth. https://sqlite.org/pragma.html
+    WAL lets readers and the writer work side by side. https://sqlite.org/pragma.html
     """
     uri = f"{path.absolute().as_uri()}?mode=rw"  # a desk that somebody removed is not made anew behind their back
     db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -374,12 +399,24 @@ def connect(
         enter_wal(db, wait_ms)
         db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
         db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA cache_size = {-cache_kib:d}")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA trusted_schema = OFF")
         db.execute("PRAGMA cell_size_check = ON")
         db.execute("PRAGMA journal_size_limit = 16777216")
-        if query_only:
-            db.execute("PRAGMA query_only = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open a connection that only reads, with the views of schema.sql's part `reader`."""
+    db = connect(path)
+    try:
+        for statement in schema_statements("reader"):
+            db.execute(statement)
+        db.execute("PRAGMA query_only = ON")
     except BaseException:
         db.close()
         raise
@@ -413,31 +450,40 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
             db.execute("COMMIT")
 
 
-def create_schema(db: sqlite3.Connection, part: str, application_id: int) -> None:
-    """Create the tables of a part of schema.sql, unless another process was faster."""
-    statements = [text for text in re.split(r";\s*\n", schema_part(part)) if text.strip()]
+def get_data_version(db: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version)."""
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+def create_schema(db: sqlite3.Connection, part: str) -> None:
+    """Create the tables of a part of schema.sql, or upgrade those of an older version, in one transaction."""
+    application_id, wanted = PARTS[part][:2]
     with transaction(db):
-        if db.execute("PRAGMA user_version").fetchone()[0]:
-            return
-        for statement in statements:
-            db.execute(statement)
+        found: int = db.execute("PRAGMA user_version").fetchone()[0]
+        steps = [f"{part} {version} to {version + 1}" for version in range(found, wanted)] if found else [part]
+        for step in steps:
+            if found:
+                log.info("upgrading the schema: %s", step)
+            for statement in schema_statements(step):
+                db.execute(statement)
         db.execute(f"PRAGMA application_id = {application_id:d}")
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
+        db.execute(f"PRAGMA user_version = {wanted:d}")
 
 
 def open_database(path: Path, part: str) -> sqlite3.Connection:
-    """Open the `desk` or the `audit` file for writing and create it when it is not there.
+    """Open the `desk` or the `audit` file for writing; create it when it is not there, upgrade it when it is older.
 
     Raises TicketApiError, with the file untouched, when it is a directory, no database, another program's or a newer one.
     """
-    application_id = DESK_ID if part == "desk" else AUDIT_ID
     check_path(path)
     create_private_file(path)
     try:
-        check_identity(path, application_id)
-        db = connect(path, synchronous="FULL" if part == "desk" else "NORMAL")
+        check_identity(path, part)
+        db = connect(path, synchronous=PARTS[part].synchronous, cache_kib=PARTS[part].cache_kib)
         try:
-            create_schema(db, part, application_id)
+            if db.execute("PRAGMA user_version").fetchone()[0] != PARTS[part].version:
+                create_schema(db, part)
         except BaseException:
             db.close()
             raise
@@ -461,33 +507,6 @@ def lock_desk(path: Path) -> int:
         os.close(handle)
         raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db") from error
     return handle
-
-
-class Readers:
-    """Read-only connections to the desk, one for each thread that asks; opening one costs as much as a small request."""
-
-    def __init__(self, path: Path) -> None:
-        """Remember the file; nothing is opened yet."""
-        self.path = path
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._open: list[sqlite3.Connection] = []
-
-    def get(self) -> sqlite3.Connection:
-        """Return this thread's connection."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = connect(self.path, query_only=True)
-            with self._lock:
-                self._open.append(db)
-        return db
-
-    def close(self) -> None:
-        """Close the connections of all threads, which must have ended."""
-        with self._lock:
-            for db in self._open:
-                db.close()
-            self._open.clear()
 
 
 # ======================================================================================================================
@@ -561,6 +580,19 @@ def insert_users(db: sqlite3.Connection, users: Iterable[tuple[int, str, str, st
     )
 
 
+def list_tickets_counts(db: sqlite3.Connection, user_ids: Iterable[int]) -> dict[int, int]:
+    """Return how many tickets some users have, by their ids."""
+    rows = db.execute(
+        """
+        SELECT id, tickets_count
+        FROM users
+        WHERE id IN (SELECT value FROM json_each(:user_ids))
+        """,
+        {"user_ids": json.dumps(list(user_ids))},
+    )
+    return dict(rows.fetchall())
+
+
 def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
     """Raise the counters of users, given as (tickets more, user id)."""
     db.executemany(
@@ -575,68 +607,110 @@ def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) 
 
 # Tickets -----------------------------------------------------------------------------------------
 
-# The lists walk their index alone to find a page's ids and read the tickets afterwards: over a million rows that takes a
-# tenth of the time of skipping whole tickets.
+# The lists are read as JSON, written by SQLite in one step: 50 tickets take 120 microseconds, where reading their rows and
+# writing them with json.dumps takes 310 and with a template in Python 170. A page is a range of the numbers that its list
+# gives its tickets, its keys, so it costs the same however deep it lies.
 
 
-def list_open_tickets(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
-    """Return open tickets with their users, oldest first."""
-    return db.execute(
+class Tickets(NamedTuple):
+    """Some tickets of a list, as JSON objects with commas between them, with the lowest and highest of their keys."""
+
+    json: bytes | None  # None, as the keys, when there are no tickets
+    size: int
+    lowest: int
+    highest: int
+
+
+def find_open_bounds(db: sqlite3.Connection) -> tuple[int, int] | None:
+    """Return the lowest and the highest id of the open tickets, or None."""
+    lowest, highest = db.execute(
         """
-        SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, user_id, name, email
-        FROM (
-            SELECT id AS listed_id
-            FROM tickets
-            WHERE status = 1
-            ORDER BY created_at, id
-            LIMIT :limit OFFSET :offset
-        )
-        CROSS JOIN tickets ON tickets.id = listed_id
-        CROSS JOIN users ON users.id = user_id
-        ORDER BY tickets.created_at, tickets.id
-        """,
-        {"limit": limit, "offset": offset},
-    ).fetchall()
-
-
-def list_closed_tickets(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
-    """Return closed tickets with their users, most recently closed first."""
-    return db.execute(
+        SELECT (SELECT min(id) FROM tickets WHERE status = 1), (SELECT max(id) FROM tickets WHERE status = 1)
         """
-        SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, user_id, name, email
-        FROM (
-            SELECT id AS listed_id
-            FROM tickets
-            WHERE status = 2
-            ORDER BY closed_at DESC, id DESC
-            LIMIT :limit OFFSET :offset
-        )
-        CROSS JOIN tickets ON tickets.id = listed_id
-        CROSS JOIN users ON users.id = user_id
-        ORDER BY closed_at DESC, tickets.id DESC
-        """,
-        {"limit": limit, "offset": offset},
-    ).fetchall()
+    ).fetchone()
+    return None if lowest is None else (lowest, highest)
 
 
-def list_user_tickets(db: sqlite3.Connection, user_id: int, limit: int, offset: int) -> list[sqlite3.Row]:
-    """Return the tickets of one user, newest first."""
-    return db.execute(
+def list_open_tickets(db: sqlite3.Connection, lowest: int, highest: int, limit: int) -> Tickets:
+    """Return the first open tickets of a range of ids, oldest first; their key is their id."""
+    row = db.execute(
         """
-        SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, user_id, name, email
+        SELECT CAST(group_concat(resource) AS BLOB), count(*), min(id), max(id)
         FROM (
-            SELECT id AS listed_id
-            FROM tickets
-            WHERE user_id = :user_id
-            ORDER BY created_at DESC, id DESC
-            LIMIT :limit OFFSET :offset
+            SELECT resource, id
+            FROM ticket_resources
+            WHERE id BETWEEN :lowest AND :highest AND status = 1
+            ORDER BY id
+            LIMIT :limit
         )
-        CROSS JOIN tickets ON tickets.id = listed_id
-        CROSS JOIN users ON users.id = user_id
-        ORDER BY tickets.created_at DESC, tickets.id DESC
         """,
-        {"user_id": user_id, "limit": limit, "offset": offset},
-    ).fetchall()
+        {"lowest": lowest, "highest": highest, "limit": limit},
+    ).fetchone()
+    return Tickets(*row)
+
+
+def find_open_ticket(db: sqlite3.Connection, offset: int) -> int | None:
+    """Return the id of the open ticket that so many older ones wait before, or None; walks that many index entries."""
+    row = db.execute(
+        """
+        SELECT id
+        FROM tickets
+        WHERE status = 1
+        ORDER BY id
+        LIMIT 1 OFFSET :offset
+        """,
+        {"offset": offset},
+    ).fetchone()
+    return row["id"] if row else None
+
+
+def find_open_ticket_before(db: sqlite3.Connection, ticket_id: int, distance: int) -> int | None:
+    """Return the id of the open ticket that stands some places before another, or None."""
+    row = db.execute(
+        """
+        SELECT id
+        FROM tickets
+        WHERE status = 1 AND id < :ticket_id
+        ORDER BY id DESC
+        LIMIT 1 OFFSET :distance
+        """,
+        {"ticket_id": ticket_id, "distance": distance - 1},
+    ).fetchone()
+    return row["id"] if row else None
+
+
+def list_closed_tickets(db: sqlite3.Connection, lowest: int, highest: int) -> Tickets:
+    """Return the closed tickets of a range of numbers, most recently closed first; their key is their number."""
+    row = db.execute(
+        """
+        SELECT CAST(group_concat(resource) AS BLOB), count(*), min(closed_number), max(closed_number)
+        FROM (
+            SELECT resource, closed_number
+            FROM ticket_resources
+            WHERE closed_number BETWEEN :lowest AND :highest
+            ORDER BY closed_number DESC
+        )
+        """,
+        {"lowest": lowest, "highest": highest},
+    ).fetchone()
+    return Tickets(*row)
+
+
+def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id: int) -> Tickets:
+    """Return the tickets of one user in a range of numbers, newest first; their key is their number."""
+    row = db.execute(
+        """
+        SELECT CAST(group_concat(resource) AS BLOB), count(*), min(user_number), max(user_number)
+        FROM (
+            SELECT resource, user_number
+            FROM ticket_resources
+            WHERE user_id = :user_id AND user_number BETWEEN :lowest AND :highest
+            ORDER BY user_number DESC
+        )
+        """,
+        {"user_id": user_id, "lowest": lowest, "highest": highest},
+    ).fetchone()
+    return Tickets(*row)
 
 
 def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
@@ -646,7 +720,7 @@ def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3
         SELECT id, created_at
         FROM tickets
         WHERE status = 1
-        ORDER BY created_at, id
+        ORDER BY id
         LIMIT :limit
         """,
         {"limit": limit},
@@ -672,8 +746,8 @@ def find_last_closed_at(db: sqlite3.Connection) -> str | None:
         """
         SELECT closed_at
         FROM tickets
-        WHERE status = 2
-        ORDER BY closed_at DESC
+        WHERE closed_number IS NOT NULL
+        ORDER BY closed_number DESC
         LIMIT 1
         """
     ).fetchone()
@@ -681,23 +755,25 @@ def find_last_closed_at(db: sqlite3.Connection) -> str | None:
 
 
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
-    """Insert tickets given as (id, user_id, subject, content, status, created_at, updated_at, closed_at)."""
+    """Insert tickets given as all their columns in order."""
     db.executemany(
         """
-        INSERT INTO tickets (id, user_id, subject, content, status, created_at, updated_at, closed_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO tickets (
+            id, user_id, user_number, subject, content, status, created_at, updated_at, closed_at, closed_number
+        )
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         tickets,
     )
 
 
-def close_tickets(db: sqlite3.Connection, closings: Iterable[tuple[str, int]]) -> None:
-    """Close open tickets, given as (closed_at, id)."""
+def close_tickets(db: sqlite3.Connection, closings: Iterable[tuple[str, int, int]]) -> None:
+    """Close open tickets, given as (closed_at, closed_number, id)."""
     db.executemany(
         """
         UPDATE tickets
-        SET status = 2, closed_at = ?1, updated_at = ?1
-        WHERE id = ?2 AND status = 1
+        SET status = 2, closed_at = ?1, updated_at = ?1, closed_number = ?2
+        WHERE id = ?3 AND status = 1
         """,
         closings,
     )
@@ -813,9 +889,9 @@ def delete_expired_tokens(db: sqlite3.Connection, now: str) -> int:
 # Audit log ---------------------------------------------------------------------------------------
 
 
-def insert_audit(db: sqlite3.Connection, audit: Mapping[str, Any]) -> None:
-    """Insert the row of one request."""
-    db.execute(
+def insert_audits(db: sqlite3.Connection, audits: Iterable[Mapping[str, Any]]) -> None:
+    """Insert the rows of requests."""
+    db.executemany(
         """
         INSERT INTO api_audits (
             user_id, token_id, method, path, route_name, status_code, ip_address, user_agent, duration_ms, query,
@@ -826,13 +902,101 @@ def insert_audit(db: sqlite3.Connection, audit: Mapping[str, Any]) -> None:
             :request_body, :created_at
         )
         """,
-        audit,
+        audits,
     )
 
 
 # ======================================================================================================================
 # Room 4. Operations: what commands, scheduler and handlers do; plain values in, records out. Opens the transactions.
 # ======================================================================================================================
+
+# Readers: what each thread holds and remembers ----------------------------------------------------
+
+
+class Token(NamedTuple):
+    """A token, as a request knows it."""
+
+    id: int
+    user_id: int
+    abilities: frozenset[str]
+    last_used_at: str | None
+    expires_at: str | None
+
+    def can(self, ability: str) -> bool:
+        """Tell whether the token may do something; `*` may everything."""
+        return ability in self.abilities or "*" in self.abilities
+
+
+class Answer(NamedTuple):
+    """The bytes of an answer and their strong ETag (RFC 9110, section 8.8.3)."""
+
+    body: bytes
+    etag: str
+
+
+class Reader:
+    """One thread's read-only connection, and what it remembers of the desk while the desk stays as it is.
+
+    SQLite tells whether any other connection, of this process or another, has committed since it was asked last. That costs
+    2 microseconds, where a page of 50 tickets costs 200.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the connection."""
+        self.db = connect_reader(path)
+        self.tokens: dict[str, Token] = {}  # by SHA-256
+        self.answers: OrderedDict[tuple[str, ...], Answer] = OrderedDict()
+        self._bytes = 0
+        self._version = -1
+
+    def refresh(self) -> None:
+        """Forget everything if the desk has changed. Called at the start of a request."""
+        version = get_data_version(self.db)
+        if version != self._version:
+            self._version = version
+            self.tokens.clear()
+            self.answers.clear()
+            self._bytes = 0
+
+    def remember(self, key: tuple[str, ...], answer: Answer) -> None:
+        """Keep an answer; beyond MAX_CACHED_BYTES the least recently used ones go."""
+        self.answers[key] = answer
+        self._bytes += cached_bytes(key, answer)
+        while self._bytes > MAX_CACHED_BYTES:
+            self._bytes -= cached_bytes(*self.answers.popitem(last=False))
+
+
+def cached_bytes(key: tuple[str, ...], answer: Answer) -> int:
+    """Return about how much memory an answer takes, with its key, which a client may make long, and the objects around them."""
+    return len(answer.body) + sum(map(len, key)) + 1000
+
+
+class Readers:
+    """A Reader for each thread that asks: opening one costs as much as a small request."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the file; nothing is opened yet."""
+        self.path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: list[Reader] = []
+
+    def get(self) -> Reader:
+        """Return this thread's reader."""
+        reader: Reader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = Reader(self.path)
+            with self._lock:
+                self._open.append(reader)
+        return reader
+
+    def close(self) -> None:
+        """Close the connections of all threads, which must have ended."""
+        with self._lock:
+            for reader in self._open:
+                reader.db.close()
+            self._open.clear()
+
 
 # Words: the tickets and people that are made up ---------------------------------------------------
 
@@ -895,15 +1059,23 @@ WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 REFERENCE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, as on real labels
 
 
-def compose_facts(dice: Dice) -> dict[str, str]:
-    """Return the particulars that a ticket's sentences may name."""
-    letters = dice.pick(REFERENCE_LETTERS) + dice.pick(REFERENCE_LETTERS)
+def compose_facts(bits: int) -> dict[str, str]:
+    """Return the particulars that a ticket's sentences may name, from what the other choices have left of the bits."""
+    bits, first = divmod(bits % (24 * 24 * 90_000 * 9 * 20 * 10 * 7 * 24 * 60 * 95), 24)
+    bits, second = divmod(bits, 24)
+    bits, number = divmod(bits, 90_000)
+    bits, major = divmod(bits, 9)
+    bits, minor = divmod(bits, 20)
+    bits, patch = divmod(bits, 10)
+    bits, weekday = divmod(bits, 7)
+    bits, hour = divmod(bits, 24)
+    count, minute = divmod(bits, 60)
     return {
-        "reference": f"{letters}-{dice.below(90_000) + 10_000}",
-        "version": f"{dice.below(9) + 1}.{dice.below(20)}.{dice.below(10)}",
-        "weekday": dice.pick(WEEKDAYS),
-        "time": f"{dice.below(24):02d}:{dice.below(60):02d}",
-        "number": str(dice.below(95) + 3),
+        "reference": f"{REFERENCE_LETTERS[first]}{REFERENCE_LETTERS[second]}-{number + 10_000}",
+        "version": f"{major + 1}.{minor}.{patch}",
+        "weekday": WEEKDAYS[weekday],
+        "time": f"{hour:02d}:{minute:02d}",
+        "number": str(count + 3),
     }
 
 
@@ -911,18 +1083,29 @@ def compose_ticket(words: Words, seed: int, ticket_id: int) -> tuple[int, str, s
     """Return customer number, subject and content of a ticket, from the seed and its id alone.
 
     The content has two to five sentences: what happened, perhaps a detail, what was tried and why it matters, and a wish.
+    The choices are those of a Dice, written out: 4.6 microseconds a ticket instead of 6.2, of 20 that a stored one takes.
     """
-    dice = Dice(seed, "ticket", ticket_id)
+    bits = int.from_bytes(hashlib.sha256(f"{seed}:ticket:{ticket_id}".encode()).digest(), "big")
+    bits, draw = divmod(bits, 1 << 32)
     # The square of an even draw makes few customers write much and many a little.
-    customer = (dice.below(1 << 32) ** 2 * customer_pool(ticket_id) >> 64) + 1
-    story = words.stories[dice.below(len(words.stories))]
-    subject = dice.pick(story.subjects)
-    optional = [dice.pick(texts) for texts in story[2:] if dice.below(2)]
-    content = " ".join((dice.pick(story.openings), *optional, dice.pick(words.closings)))
-    if "{" in content or "{" in subject:
-        facts = compose_facts(dice)
-        return customer, subject.format_map(facts), content.format_map(facts)
-    return customer, subject, content
+    customer = (draw * draw * customer_pool(ticket_id) >> 64) + 1
+    bits, draw = divmod(bits, len(words.stories))
+    subjects, openings, *optional = words.stories[draw]
+    bits, draw = divmod(bits, len(subjects))
+    subject, sentences = subjects[draw], [""]
+    for texts in optional:
+        bits, wanted = divmod(bits, 2)
+        if wanted:
+            bits, draw = divmod(bits, len(texts))
+            sentences.append(texts[draw])
+    bits, draw = divmod(bits, len(openings))
+    sentences[0] = openings[draw]
+    bits, draw = divmod(bits, len(words.closings))
+    content = " ".join((*sentences, words.closings[draw]))
+    if "{" not in content and "{" not in subject:
+        return customer, subject, content
+    facts = compose_facts(bits)
+    return customer, subject.format_map(facts), content.format_map(facts)
 
 
 def customer_pool(tickets: int) -> int:
@@ -930,7 +1113,8 @@ def customer_pool(tickets: int) -> int:
 
     It only ever grows with the tickets, so that a ticket's customer never depends on how many come after it.
     """
-    return 5 + math.isqrt(tickets) * math.isqrt(math.isqrt(tickets))
+    root = math.isqrt(tickets)
+    return 5 + root * math.isqrt(root)
 
 
 @lru_cache(maxsize=16)
@@ -1006,52 +1190,74 @@ def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> N
 def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Sequence[tuple[int, int | None]]) -> None:
     """Insert one batch, given as (created, closed or None) in microseconds, with its customers and counters."""
     words = load_words()
-    rows = []
-    for ticket_id, (created, closed) in enumerate(moments, first_id):
-        created_at, closed_at = format_time(created), None if closed is None else format_time(closed)
-        status = OPEN if closed is None else CLOSED
-        composed = compose_ticket(words, seed, ticket_id)
-        rows.append((ticket_id, *composed, status, created_at, closed_at or created_at, closed_at))
-    add_customers(db, seed, customer_pool(rows[-1][0]), moments[0][0])
+    composed = [compose_ticket(words, seed, ticket_id) for ticket_id in range(first_id, first_id + len(moments))]
+    add_customers(db, seed, customer_pool(first_id + len(moments) - 1), moments[0][0])
+    per_user = Counter(user_id for user_id, _, _ in composed)
+    written = list_tickets_counts(db, per_user)
+    already_closed = closed_number = count_tickets(db, CLOSED)
+    rows: list[tuple[Any, ...]] = []
+    for ticket_id, ((user_id, subject, content), (created, closed)) in enumerate(zip(composed, moments, strict=True), first_id):
+        written[user_id] = user_number = written[user_id] + 1
+        created_at = format_time(created)
+        end: tuple[Any, ...] = (OPEN, created_at, created_at, None, None)
+        if closed is not None:
+            closed_number, closed_at = closed_number + 1, format_time(closed)
+            end = (CLOSED, created_at, closed_at, closed_at, closed_number)
+        rows.append((ticket_id, user_id, user_number, subject, content, *end))
     insert_tickets(db, rows)
-    add_user_tickets(db, [(tickets, user) for user, tickets in Counter(row[1] for row in rows).items()])
-    for status, tickets in Counter(row[4] for row in rows).items():
-        add_ticket_count(db, status, tickets)
+    add_user_tickets(db, [(more, user_id) for user_id, more in per_user.items()])
+    add_ticket_count(db, CLOSED, closed_number - already_closed)
+    add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
 
 
-def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int) -> int:
+Report = Callable[[int], object]  # takes how many tickets are done, after each batch
+
+
+def say_nothing(done: int) -> None:
+    """Report to nobody."""
+
+
+def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, report: Report = say_nothing) -> int:
     """Add open tickets of this moment, in batches that are committed one by one; return how many."""
+    done = 0
     for size in batches(count):
         with transaction(db):
             last_id, last_created = newest_ticket(db)
             moments = [(moment, None) for moment in growing([now] * size, last_created)]
             add_tickets(db, seed, last_id + 1, moments)
-    return count
+        done += size
+        report(done)
+    return done
 
 
 def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
     tickets = list_oldest_open_tickets(db, len(moments))
-    closings = []
+    closings: list[tuple[str, int, int]] = []
     last = last_closing(db)
-    for (ticket_id, created_at), moment in zip(tickets, moments, strict=False):
+    for number, ((ticket_id, created_at), moment) in enumerate(
+        zip(tickets, moments, strict=False), count_tickets(db, CLOSED) + 1
+    ):
         last = max(moment, last + 1)
-        if format_time(last) <= created_at:  # made in one go, a million tickets reach a second into the future
+        closed_at = format_time(last)
+        if closed_at <= created_at:  # made in one go, a million tickets reach a second into the future
             last = parse_time(created_at) + 1
-        closings.append((format_time(last), ticket_id))
+            closed_at = format_time(last)
+        closings.append((closed_at, number, ticket_id))
     close_tickets(db, closings)
     add_ticket_count(db, OPEN, -len(closings))
     add_ticket_count(db, CLOSED, len(closings))
-    return [ticket_id for _, ticket_id in closings]
+    return [ticket_id for _, _, ticket_id in closings]
 
 
-def process_tickets(db: sqlite3.Connection, count: int, now: int) -> list[int]:
+def process_tickets(db: sqlite3.Connection, count: int, now: int, report: Report = say_nothing) -> list[int]:
     """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
     closed: list[int] = []
     for size in batches(count):
         with transaction(db):
             ids = close_oldest(db, [now] * size)
         closed += ids
+        report(len(closed))
         if len(ids) < size:
             break
     return closed
@@ -1126,7 +1332,9 @@ def plan_history(start: int, now: int, seed: int) -> History:
     return History(arrivals, work, min(working_day, work.total * 3 // 100))
 
 
-def generate_history(db: sqlite3.Connection, count: int, since: int, now: int, seed: int) -> tuple[int, int]:
+def generate_history(
+    db: sqlite3.Connection, count: int, since: int, now: int, seed: int, report: Report = say_nothing
+) -> tuple[int, int]:
     """Spread tickets over the last `since` seconds and close all but a backlog; return how many came and were closed.
 
     Tickets that were open before go first. Raises TicketApiError when the period begins before the newest ticket, or when
@@ -1147,6 +1355,7 @@ def generate_history(db: sqlite3.Connection, count: int, since: int, now: int, s
             newest, closings = add_history_batch(db, history, seed, (done, size, count), newest)
         done += size
         closed += closings
+        report(done)
     return count, closed
 
 
@@ -1180,19 +1389,6 @@ def add_history_batch(
 # Tokens ------------------------------------------------------------------------------------------
 
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
-
-
-class Token(NamedTuple):
-    """A valid token, as a request knows it."""
-
-    id: int
-    user_id: int
-    abilities: frozenset[str]
-    last_used_at: str | None
-
-    def can(self, ability: str) -> bool:
-        """Tell whether the token may do something; `*` may everything."""
-        return ability in self.abilities or "*" in self.abilities
 
 
 def token_checksum(body: str) -> str:
@@ -1248,21 +1444,28 @@ def create_token(
     return {"id": token_id, "user_id": user_id, "token": text, **record}
 
 
-def authenticate_token(db: sqlite3.Connection, text: str, now: int) -> Token | None:
+def authenticate_token(reader: Reader, text: str, now: int) -> Token | None:
     """Return the token behind a secret, or None when it is wrong, expired or revoked.
 
     The checksum refuses random guesses without a query. The index finds a hash, not the secret, so its timing tells nothing
-    of use; the comparison is in constant time all the same.
+    of use; the comparison is in constant time all the same. A token that was found is remembered while the desk stays as it
+    is: a revocation changes the desk.
     """
-    if not TOKEN_PATTERN.fullmatch(text) or token_checksum(text[:-6]) != text[-6:]:
-        return None
     digest = hash_token(text)
-    row = find_token(db, digest)
-    if row is None or not hmac.compare_digest(row["token"], digest):
+    token = reader.tokens.get(digest)
+    if token is None:
+        if not TOKEN_PATTERN.fullmatch(text) or token_checksum(text[:-6]) != text[-6:]:
+            return None
+        row = find_token(reader.db, digest)
+        if row is None or not hmac.compare_digest(row["token"], digest):
+            return None
+        abilities = frozenset(json.loads(row["abilities"]))
+        token = Token(row["id"], row["user_id"], abilities, row["last_used_at"], row["expires_at"])
+        if len(reader.tokens) < MAX_CACHED_TOKENS:
+            reader.tokens[digest] = token
+    if token.expires_at is not None and token.expires_at <= format_time(now):
         return None
-    if row["expires_at"] is not None and row["expires_at"] <= format_time(now):
-        return None
-    return Token(row["id"], row["user_id"], frozenset(json.loads(row["abilities"])), row["last_used_at"])
+    return token
 
 
 def note_token_use(path: Path, token: Token, now: int) -> None:
@@ -1342,18 +1545,41 @@ def address_key(address: str) -> str:
 # Pages -------------------------------------------------------------------------------------------
 
 
-class PageRequest(NamedTuple):
-    """Which page of a list is asked for, and under which URL."""
+class Cursor(NamedTuple):
+    """A place in a list: next to the ticket with a key, on the side that `forward` says."""
+
+    key: int
+    forward: bool
+
+
+class ListRequest(NamedTuple):
+    """Which part of a list is asked for, and under which URL."""
 
     url: str  # of the list, without the query
     page: int
     per_page: int
     keep_per_page: bool  # the client gave it, so links carry it on
+    by_cursor: bool = False
+    cursor: Cursor | None = None  # None: from the start
+
+
+class Slice(NamedTuple):
+    """A part of a list: its tickets, the keys of the first and the last, and whether the list goes on on either side."""
+
+    tickets: Tickets
+    first: int
+    last: int
+    before: bool
+    after: bool
+
+
+compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps makes such an encoder each time
+quote = json.encoder.encode_basestring_ascii
 
 
 def to_json(value: Any) -> bytes:
     """Write a value as compact JSON."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return compact(value).encode()
 
 
 def whole_number(text: str) -> int | None:
@@ -1366,8 +1592,8 @@ def whole_number(text: str) -> int | None:
     return -number if sign == "-" else number
 
 
-def parse_page_request(url: str, query: Mapping[str, str]) -> PageRequest:
-    """Read `page` and `per_page`; raises InvalidFields when one is no whole number."""
+def parse_list_request(url: str, query: Mapping[str, str]) -> ListRequest:
+    """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
     errors: dict[str, list[str]] = {}
 
     def read(field_name: str, default: int, highest: int) -> int:
@@ -1379,10 +1605,38 @@ def parse_page_request(url: str, query: Mapping[str, str]) -> PageRequest:
             return default
         return max(1, min(number, highest))
 
-    asked = PageRequest(url, read("page", 1, MAX_PAGE), read("per_page", PER_PAGE, MAX_PER_PAGE), bool(query.get("per_page")))
+    page, per_page = read("page", 1, MAX_PAGE), read("per_page", PER_PAGE, MAX_PER_PAGE)
+    text = query.get("cursor", "")
+    cursor = decode_cursor(text, url) if text else None
+    if text and not cursor:
+        errors["cursor"] = ["The cursor field must be a cursor of this list."]
     if errors:
         raise InvalidFields(errors)
-    return asked
+    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor)
+
+
+def cursor_check(payload: str, url: str) -> str:
+    """Return what ties a cursor to its list: twelve hexadecimal digits of a hash over both."""
+    _, _, path = url.partition("://")
+    return hashlib.sha256(f"{path.partition('/')[2]} {payload}".encode()).hexdigest()[:12]
+
+
+def encode_cursor(cursor: Cursor, url: str) -> str:
+    """Write a cursor as text that says nothing to clients and fits a URL."""
+    payload = f"{'n' if cursor.forward else 'p'}{cursor.key}"
+    return base64.urlsafe_b64encode(f"{payload}.{cursor_check(payload, url)}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, url: str) -> Cursor | None:
+    """Return the cursor in a text, or None when it is not to the letter one that `encode_cursor` wrote for this list."""
+    try:
+        payload = base64.b64decode(text + "=" * (-len(text) % 4), b"-_").decode("ascii").partition(".")[0]
+    except ValueError:
+        return None
+    if not re.fullmatch(r"[np][0-9]{1,18}", payload):
+        return None
+    cursor = Cursor(int(payload[1:]), payload[0] == "n")
+    return cursor if encode_cursor(cursor, url) == text else None
 
 
 def page_window(page: int, last: int) -> list[int | None]:
@@ -1396,77 +1650,130 @@ def page_window(page: int, last: int) -> list[int | None]:
     return [1, 2, None, *range(page - 3, page + 4), None, last - 1, last]
 
 
-def page_links(page: int, last: int, url_of: Callable[[int | None], str | None]) -> list[dict[str, Any]]:
-    """Return `meta.links`: previous, the window, next."""
+def page_json(asked: ListRequest, total: int, part: Slice) -> str:
+    """Write `links` and `meta` of a page as Laravel's paginated resources have them, key by key; ours come last.
 
-    def link(label: str, target: int | None, active: bool = False) -> dict[str, Any]:
-        return {"url": url_of(target), "label": label, "page": target, "active": active}
-
-    gap = {"url": None, "label": "...", "active": False}
-    window = [link(str(p), p, p == page) if p else gap for p in page_window(page, last)]
-    previous, following = page - 1 if page > 1 else None, page + 1 if page < last else None
-    return [link("&laquo; Previous", previous), *window, link("Next &raquo;", following)]
-
-
-def build_page(asked: PageRequest, total: int, data: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put a page into the envelope of Laravel's paginated resources, key by key."""
-    page, per_page = asked.page, asked.per_page
-    suffix = f"&per_page={per_page}" if asked.keep_per_page else ""
-
-    def url_of(target: int | None) -> str | None:
-        return f"{asked.url}?page={target}{suffix}" if target else None
-
+    A template, as `meta.links` has up to 15 entries: json.dumps of the same takes three times as long.
+    """
+    page, per_page, count = asked.page, asked.per_page, part.tickets.size
+    path, suffix = quote(asked.url), f"&per_page={per_page}" if asked.keep_per_page else ""
     last = max(1, -(-total // per_page))
-    links = page_links(page, last, url_of)
-    first_row = (page - 1) * per_page + 1 if data else None
-    return {
-        "data": data,
-        "links": {"first": url_of(1), "last": url_of(last), "prev": links[0]["url"], "next": links[-1]["url"]},
-        "meta": {
-            "current_page": page,
-            "from": first_row,
-            "last_page": last,
-            "links": links,
-            "path": asked.url,
-            "per_page": per_page,
-            "to": first_row + len(data) - 1 if first_row else None,
-            "total": total,
-        },
-    }
+
+    def url_of(target: int | None) -> str:
+        return f'{path[:-1]}?page={target}{suffix}"' if target else "null"
+
+    def link(label: str, target: int | None) -> str:
+        active = "true" if label == str(page) else "false"
+        return f'{{"url":{url_of(target)},"label":"{label}","page":{target or "null"},"active":{active}}}'
+
+    gap = '{"url":null,"label":"...","active":false}'
+    window = ",".join(link(str(number), number) if number else gap for number in page_window(page, last))
+    previous, following = page - 1 if page > 1 else None, page + 1 if page < last else None
+    start = (page - 1) * per_page + 1 if count else None
+    cursor = next_cursor(asked.url, part)
+    return (
+        f'"links":{{"first":{url_of(1)},"last":{url_of(last)},"prev":{url_of(previous)},"next":{url_of(following)}}},'
+        f'"meta":{{"current_page":{page},"from":{start or "null"},"last_page":{last},"links":['
+        f"{link('&laquo; Previous', previous)},{window},{link('Next &raquo;', following)}],"
+        f'"path":{path},"per_page":{per_page},"to":{start + count - 1 if start else "null"},"total":{total},'
+        f'"next_cursor":{quote(cursor) if cursor else "null"}}}'
+    )
 
 
-def ticket_resource(row: sqlite3.Row) -> dict[str, Any]:
-    """Return a ticket as the API shows it."""
-    ticket_id, subject, content, status, created_at, updated_at, user_id, name, email = row
-    return {
-        "id": ticket_id,
-        "subject": subject,
-        "content": content,
-        "status": STATUS_NAMES[status],
-        "status_id": status,
-        "created_at": created_at,
-        "updated_at": updated_at,
-        "user": {"id": user_id, "name": name, "email": email},
-    }
+def cursor_page_json(asked: ListRequest, part: Slice) -> str:
+    """Write `links` and `meta` of a part of a list as Laravel's cursorPaginate has them."""
+    suffix = f"&per_page={asked.per_page}" if asked.keep_per_page else ""
+    previous, following = previous_cursor(asked.url, part), next_cursor(asked.url, part)
+    prev_url, next_url = (f"{asked.url}?cursor={text}{suffix}" if text else None for text in (previous, following))
+    links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
+    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
+    return compact({"links": links, "meta": meta})[1:-1]
 
 
-def tickets_page(db: sqlite3.Connection, status: int, asked: PageRequest) -> dict[str, Any]:
-    """Return a page of the open or the closed tickets."""
-    list_tickets = list_open_tickets if status == OPEN else list_closed_tickets
+def next_cursor(url: str, part: Slice) -> str | None:
+    """Return the cursor to what lies after a part of a list, or None at the list's end."""
+    return encode_cursor(Cursor(part.last, True), url) if part.after else None
+
+
+def previous_cursor(url: str, part: Slice) -> str | None:
+    """Return the cursor to what lies before a part of a list, or None at the list's start."""
+    return encode_cursor(Cursor(part.first, False), url) if part.before else None
+
+
+def render_list(asked: ListRequest, total: int, part: Slice) -> bytes:
+    """Write a part of a list in its envelope, with page numbers or with cursors as it was asked for."""
+    envelope = cursor_page_json(asked, part) if asked.by_cursor else page_json(asked, total, part)
+    return b'{"data":[%b],%b}' % (part.tickets.json or b"", envelope.encode())
+
+
+NO_TICKETS = Tickets(None, 0, 0, 0)
+
+
+def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
+    """Return a part of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
+    size, cursor = asked.per_page, asked.cursor
+    if cursor is None:
+        highest = total if asked.by_cursor else total - (asked.page - 1) * size
+    else:
+        highest = min(cursor.key - 1 if cursor.forward else cursor.key + size, total)
+    lowest = max(1, cursor.key + 1 if cursor and not cursor.forward else highest - size + 1)
+    if highest < lowest:
+        return Slice(NO_TICKETS, 0, 0, False, False)
+    return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
+
+
+def open_start(db: sqlite3.Connection, total: int, bounds: tuple[int, int], asked: ListRequest) -> int | None:
+    """Return the id from which a part of the open tickets goes on, or None past the end.
+
+    First in, first out leaves no gaps between their ids, so that a page is a range of them. Once tickets were closed out of
+    order, the start of a page is found by walking the index from the oldest.
+    """
+    (first, last), cursor, offset = bounds, asked.cursor, (asked.page - 1) * asked.per_page
+    if cursor:
+        return cursor.key + 1 if cursor.forward else find_open_ticket_before(db, cursor.key, asked.per_page) or first
+    if asked.by_cursor:
+        return first
+    return first + offset if last - first + 1 == total else find_open_ticket(db, offset)
+
+
+def open_slice(db: sqlite3.Connection, total: int, asked: ListRequest) -> Slice:
+    """Return a part of the open tickets, which are in the order of their ids."""
+    bounds = find_open_bounds(db)
+    start = open_start(db, total, bounds, asked) if bounds else None
+    if bounds is None or start is None:
+        return Slice(NO_TICKETS, 0, 0, False, False)
+    first, last = bounds
+    end = asked.cursor.key - 1 if asked.cursor and not asked.cursor.forward else last
+    tickets = list_open_tickets(db, start, end, asked.per_page)
+    if not tickets.size:
+        return Slice(NO_TICKETS, 0, 0, False, False)
+    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
+
+
+def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a part of the open tickets, oldest first."""
     with snapshot(db):
-        total = count_tickets(db, status)
-        rows = list_tickets(db, asked.per_page, (asked.page - 1) * asked.per_page)
-    return build_page(asked, total, [ticket_resource(row) for row in rows])
+        total = count_tickets(db, OPEN)
+        part = open_slice(db, total, asked)
+    return render_list(asked, total, part)
 
 
-def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: PageRequest) -> dict[str, Any]:
-    """Return a page of one user's tickets; raises NotFound."""
-    with snapshot(db):
-        user = find_user(db, user_id)
-        if user is None:
-            raise NotFound(f"There is no user with the id {user_id}.")
-        rows = list_user_tickets(db, user_id, asked.per_page, (asked.page - 1) * asked.per_page)
-    return build_page(asked, user["tickets_count"], [ticket_resource(row) for row in rows])
+def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a part of the closed tickets, most recently closed first.
+
+    No snapshot is needed: the tickets numbered up to a total stay the same when others are closed meanwhile.
+    """
+    total = count_tickets(db, CLOSED)
+    return render_list(asked, total, numbered_slice(partial(list_closed_tickets, db), total, asked))
+
+
+def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) -> bytes:
+    """Return a part of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
+    user = find_user(db, user_id)
+    if user is None:
+        raise NotFound(f"There is no user with the id {user_id}.")
+    total = user["tickets_count"]
+    return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
 
 
 def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
@@ -1508,14 +1815,14 @@ def audit_payload(value: Any) -> str | None:
         return None
     try:
         payload = redact(value) if isinstance(value, dict) else {"body": redact(value)}
-        text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+        text = compact(payload)
     except RecursionError:
         return '{"unreadable":"nested too deeply"}'
     data = text.encode(errors="replace")  # JSON may hold half a surrogate pair, which SQLite cannot keep
     if len(data) <= MAX_AUDIT_BYTES:
         return data.decode()
     start = data[: MAX_AUDIT_BYTES // 2 - 16].decode(errors="ignore")  # escaping its quotes may double it
-    return json.dumps({"truncated": start}, ensure_ascii=False, separators=(",", ":"))
+    return compact({"truncated": start})
 
 
 def parse_body(raw: bytes, content_type: str) -> Any:
@@ -1532,24 +1839,39 @@ def parse_body(raw: bytes, content_type: str) -> Any:
 
 
 class AuditLog:
-    """The audit log's file: one connection that all threads share under a lock, and the count of rows that failed."""
+    """The audit log's file: one connection that all threads share under a lock, and the count of rows that failed.
 
-    def __init__(self, path: Path) -> None:
+    A commit costs more than the row. So a server that answers several requests before it sends the answers has `grouped`
+    rows, which wait for its `commit`; else every row is committed at once.
+    """
+
+    def __init__(self, path: Path, grouped: bool = False) -> None:
         """Open the file, which is created when it is not there."""
         self.path = path
+        self.grouped = grouped
         self.failures = 0
         self._db = open_database(path, "audit")
         self._lock = threading.Lock()
+        self._waiting: list[Mapping[str, Any]] = []
 
     def record(self, audit: Mapping[str, Any]) -> None:
-        """Commit the row of one request."""
-        with self._lock, transaction(self._db):
-            insert_audit(self._db, audit)
+        """Take the row of one request."""
+        with self._lock:
+            self._waiting.append(audit)
+        if not self.grouped:
+            self.commit()
 
-    def note_failure(self, error: Exception) -> None:
-        """Count and log a row that could not be written."""
-        self.failures += 1
-        log.error("audit row lost, %d so far: %s: %s", self.failures, self.path, error)
+    def commit(self) -> None:
+        """Write the rows taken; those that cannot be written are counted and logged, as a failing audit breaks nothing."""
+        with self._lock:
+            rows, self._waiting = self._waiting, []
+            try:
+                if rows:
+                    with transaction(self._db):
+                        insert_audits(self._db, rows)
+            except sqlite3.Error as error:
+                self.failures += len(rows)
+                log.error("audit rows lost, %d so far: %s: %s", self.failures, self.path, error)
 
     def close(self) -> None:
         """Close the file."""
@@ -1582,13 +1904,13 @@ def request_query(environ: dict[str, Any]) -> dict[str, str]:
 def limit_headers(limit: Limit, now: int) -> dict[str, str]:
     """Return the headers of a limit: Laravel's, and those of draft-ietf-httpapi-ratelimit-headers."""
     headers = {
-        "X-RateLimit-Limit": str(limit.size),
-        "X-RateLimit-Remaining": str(limit.remaining),
-        "RateLimit-Policy": f'"{limit.policy}";q={limit.size};w={MINUTE}',
-        "RateLimit": f'"{limit.policy}";r={limit.remaining};t={limit.next_in}',
+        "X-Ratelimit-Limit": str(limit.size),
+        "X-Ratelimit-Remaining": str(limit.remaining),
+        "Ratelimit-Policy": f'"{limit.policy}";q={limit.size};w={MINUTE}',
+        "Ratelimit": f'"{limit.policy}";r={limit.remaining};t={limit.next_in}',
     }
     if not limit.allowed:
-        headers["X-RateLimit-Reset"] = str(-(-now // MICROSECONDS) + limit.next_in)
+        headers["X-Ratelimit-Reset"] = str(-(-now // MICROSECONDS) + limit.next_in)
     return headers
 
 
@@ -1658,27 +1980,29 @@ class AuditHook:
     def after(self) -> None:
         """Finish a request: it is in the audit log before its answer is sent."""
         environ, response = bottle.request.environ, bottle.response
-        response.headers.update(self.headers(environ))
-        if response.status_code == 405:
-            response.headers["Allow"] = supported_methods(response.headers["Allow"])
+        # Bottle's own dict: a fifth of a cached answer's time went into checking and respelling names and values known here.
+        headers: dict[str, list[str]] = response.headers.dict
+        for name, value in self.headers(environ).items():
+            if name != "Vary" or name not in headers:  # a preflight's answer has one of its own
+                headers[name] = [value]
+        status = response.status_code
+        if status == 405:
+            headers["Allow"] = [supported_methods(headers["Allow"][0])]
         if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
-            try:
-                self.audit.record(audit_row(environ, response.status_code, self.clock.monotonic()))
-            except Exception as error:  # a failing audit never breaks the API
-                self.audit.note_failure(error)
-        client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
-        log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, response.status_code)
+            self.audit.record(audit_row(environ, status, self.clock.monotonic()))
+        if log.isEnabledFor(logging.DEBUG):
+            client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
+            log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, status)
 
     def headers(self, environ: dict[str, Any]) -> dict[str, str]:
-        """Return the headers that every answer carries."""
+        """Return the headers that every answer carries, spelled as Bottle does."""
         headers = {
             "Content-Type": "application/json",
             "Cache-Control": "no-cache, private",
             "X-Content-Type-Options": "nosniff",
         }
         if is_api(environ["PATH_INFO"]):
-            cors = self.cors.headers(environ.get("HTTP_ORIGIN", ""))
-            headers.update({name: value for name, value in cors.items() if name not in bottle.response.headers})
+            headers.update(self.cors.headers(environ.get("HTTP_ORIGIN", "")))
         limit: Limit | None = environ.get("ticketapi.limit")
         if limit and self.settings.rate:
             headers.update(limit_headers(limit, environ["ticketapi.now"]))
@@ -1795,7 +2119,9 @@ class Authenticate:
         scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         given = text.strip() if scheme.lower() == "bearer" else ""
         now = environ["ticketapi.now"]
-        token = authenticate_token(self.readers.get(), given, now) if given else None
+        reader = self.readers.get()
+        reader.refresh()
+        token = authenticate_token(reader, given, now) if given else None
         if token:
             note_token_use(self.readers.path, token, now)
             return token
@@ -1872,8 +2198,8 @@ def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock
     for plugin in (CatchErrors(), Authenticate(readers), Throttle(settings.rate), Authorize()):  # outermost first
         app.install(plugin)
     handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, str]], ...] = (
-        ("/api/tickets/open", "tickets.open", partial(show_tickets, readers, OPEN), {"ability": READ_TICKETS}),
-        ("/api/tickets/closed", "tickets.closed", partial(show_tickets, readers, CLOSED), {"ability": READ_TICKETS}),
+        ("/api/tickets/open", "tickets.open", partial(show_open_tickets, readers), {"ability": READ_TICKETS}),
+        ("/api/tickets/closed", "tickets.closed", partial(show_closed_tickets, readers), {"ability": READ_TICKETS}),
         (USER_TICKETS, "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
         ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
         ("/up", "up", show_up, {}),
@@ -1892,25 +2218,56 @@ def list_url(environ: dict[str, Any]) -> str:
     return f"{environ['wsgi.url_scheme']}://{host}{environ['PATH_INFO']}"
 
 
-def asked_page() -> PageRequest:
-    """Return the page that the request asks for."""
+def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes]) -> bytes:
+    """Answer from memory while the desk stays as it is, else render; 304 when the client has these very bytes.
+
+    The key holds everything that the bytes depend on: scheme, host, path and query.
+    """
+    environ, reader = bottle.request.environ, readers.get()
+    key = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+    answer = reader.answers.get(key)
+    if answer is None:
+        body = render(reader.db)
+        answer = Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        reader.remember(key, answer)
+    else:
+        reader.answers.move_to_end(key)
+    bottle.response.headers["ETag"] = answer.etag
+    if matches_etag(environ.get("HTTP_IF_NONE_MATCH", ""), answer.etag):
+        bottle.response.status = 304
+        return b""
+    return answer.body
+
+
+def matches_etag(wanted: str, etag: str) -> bool:
+    """Tell whether an If-None-Match header names an ETag; weak comparison, as RFC 9110 section 13.1.2 asks for."""
+    return bool(wanted) and (wanted.strip() == "*" or etag in [text.strip().removeprefix("W/") for text in wanted.split(",")])
+
+
+def asked_list() -> ListRequest:
+    """Return what the request asks for of a list."""
     environ = bottle.request.environ
-    return parse_page_request(list_url(environ), request_query(environ))
+    return parse_list_request(list_url(environ), request_query(environ))
 
 
-def show_tickets(readers: Readers, status: int) -> bytes:
-    """GET /api/tickets/open and /api/tickets/closed."""
-    return to_json(tickets_page(readers.get(), status, asked_page()))
+def show_open_tickets(readers: Readers) -> bytes:
+    """GET /api/tickets/open."""
+    return reply(readers, lambda db: open_tickets_page(db, asked_list()))
+
+
+def show_closed_tickets(readers: Readers) -> bytes:
+    """GET /api/tickets/closed."""
+    return reply(readers, lambda db: closed_tickets_page(db, asked_list()))
 
 
 def show_user_tickets(readers: Readers, user_id: str) -> bytes:
     """GET /api/users/{id}/tickets."""
-    return to_json(user_tickets_page(readers.get(), int(user_id), asked_page()))
+    return reply(readers, lambda db: user_tickets_page(db, int(user_id), asked_list()))
 
 
 def show_stats(readers: Readers) -> bytes:
     """GET /api/stats."""
-    return to_json(desk_stats(readers.get()))
+    return reply(readers, lambda db: to_json(desk_stats(db)))
 
 
 def show_up() -> bytes:
@@ -2078,6 +2435,18 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
+def check_framing(header: bytes) -> None:
+    """Refuse a header, in lower case, that does not say once and for all how long the body is."""
+    from waitress.parser import ParsingError
+
+    first, *lines = header.split(b"\r\n")
+    fields = [(name.strip(), value) for name, _, value in (line.partition(b":") for line in lines)]
+    framings = [value for name, value in fields if name in (b"content-length", b"transfer-encoding")]
+    chunks = [value for name, value in fields if name == b"transfer-encoding"]
+    if len(framings) > 1 or any(value.count(b"chunked") > 1 for value in chunks) or (chunks and first.endswith(b"/1.0")):
+        raise ParsingError("more than one framing")
+
+
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
@@ -2087,12 +2456,9 @@ def parse_header(parser: Any, header: bytes) -> None:
     """
     from waitress.parser import HTTPRequestParser, ParsingError
 
-    first, *lines = header.lower().split(b"\r\n")
-    fields = [(name.strip(), value) for name, _, value in (line.partition(b":") for line in lines)]
-    framings = [value for name, value in fields if name in (b"content-length", b"transfer-encoding")]
-    chunks = [value for name, value in fields if name == b"transfer-encoding"]
-    if len(framings) > 1 or any(value.count(b"chunked") > 1 for value in chunks) or (chunks and first.endswith(b"/1.0")):
-        raise ParsingError("more than one framing")
+    lower = header.lower()
+    if b"transfer-encoding" in lower or b"content-length" in lower:
+        check_framing(lower)
     try:
         HTTPRequestParser.parse_header(parser, header)
     except ValueError as error:
@@ -2112,42 +2478,124 @@ def refuse(task: Any) -> None:
     task.write(body)
 
 
-def announce_stop(task: Any) -> bytes:
-    """Answer the last request of a connection with `Connection: close` once the server stops, so that no more are sent.
+@lru_cache(maxsize=2)
+def http_date(second: int) -> str:
+    """Return the Date of answers that begin in a second (RFC 9110, section 5.6.7)."""
+    from waitress.utilities import build_http_date
 
-    Replaces, and calls, the `build_response_header` of Waitress's Task.
+    return str(build_http_date(second))
+
+
+def build_header(task: Any) -> bytes:
+    """Write the header of an answer; replaces the `build_response_header` of Waitress's Task.
+
+    Waitress capitalises and sorts the names, which are as they should be. It still gets every answer that ends the connection
+    or has no body; the last one once the server stops is told so, so that no more requests are sent.
     """
     from waitress.task import Task
 
-    if task.channel.server.stopping and len(task.channel.requests) == 1:
-        task.request.headers["CONNECTION"] = "close"
-    return bytes(Task.build_response_header(task))
+    channel, headers = task.channel, task.request.headers
+    if channel.server.stopping and len(channel.requests) == 1:
+        headers["CONNECTION"] = "close"
+    length = ("Content-Length", str(task.content_length))
+    if task.version != "1.1" or "CONNECTION" in headers or not task.has_body or length not in task.response_headers:
+        return bytes(Task.build_response_header(task))
+    lines = [f"HTTP/1.1 {task.status}", *map(": ".join, task.response_headers)]
+    lines += ("Server: ticketapi", f"Date: {http_date(int(task.start_time))}", "\r\n")
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def keep_open_without_body(task: Any) -> None:
+    """Keep a connection after a 204 or 304; replaces the `set_close_on_finish` of Waitress's WSGITask.
+
+    Waitress closes it, as for any answer without a length, but these end with their headers (RFC 9112, section 6.3).
+    """
+    from waitress.task import Task
+
+    asked_to_close = task.request.headers.get("CONNECTION", "").lower() == "close"
+    if task.has_body or task.version == "1.0" or asked_to_close:
+        Task.set_close_on_finish(task)
+
+
+class LoopDispatcher:
+    """Answers requests in the event loop: a task dispatcher for Waitress without threads.
+
+    A worker thread hands the interpreter's lock to and fro with the event loop; without one a cached page took 0.26 ms of CPU
+    time instead of 0.34. The answers to all requests that arrived together are sent after `settle`, which commits their audit
+    rows in one transaction: 0.16 ms.
+    """
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        """Begin with nothing to do."""
+        self._settle = settle
+        self._waiting: list[Any] = []
+
+    def add_task(self, channel: Any) -> None:
+        """Note a connection whose next request is complete."""
+        self._waiting.append(channel)
+
+    def run(self) -> None:
+        """Answer what has arrived; a connection that has sent several requests at once comes again."""
+        while self._waiting:
+            channels, self._waiting = self._waiting, []
+            for channel in channels:
+                channel.holding = True
+                channel.service()  # lets no exception out
+            self._settle()
+            for channel in channels:
+                channel.holding = False
+                if channel.connected:
+                    channel.handle_write()
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 0) -> None:
+        """Do nothing: there is no thread to end."""
+
+
+def send_unless_held(channel: Any, do_close: bool = True) -> bool:
+    """Send what there is to send, but nothing before `settle`; replaces, and calls, Waitress's HTTPChannel._flush_some."""
+    from waitress.channel import HTTPChannel
+
+    flush: Callable[..., bool] = HTTPChannel.__dict__["_flush_some"]
+    return not channel.holding and flush(channel, do_close)
+
+
+def channel_class() -> type:
+    """Return the connection that Waitress is to use, with our parser and answers."""
+    from waitress.channel import HTTPChannel
+    from waitress.parser import HTTPRequestParser
+    from waitress.task import ErrorTask, WSGITask
+
+    answers = {"build_response_header": build_header, "set_close_on_finish": keep_open_without_body}
+    parts = {
+        "parser_class": type("StrictParser", (HTTPRequestParser,), {"parse_header": parse_header}),
+        "task_class": type("AnswerTask", (WSGITask,), answers),
+        "error_task_class": type("JsonErrorTask", (ErrorTask,), {"execute": refuse}),
+        "holding": False,
+        "_flush_some": send_unless_held,
+    }
+    return type("JsonChannel", (HTTPChannel,), parts)
 
 
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
-    def __init__(self, app: Any, sockets: Sequence[socket.socket], settings: Settings) -> None:
+    def __init__(self, app: Any, sockets: Sequence[socket.socket], settings: Settings, settle: Callable[[], None]) -> None:
         """Prepare to serve on listening sockets; nothing is accepted before `run`."""
-        from waitress.channel import HTTPChannel
-        from waitress.parser import HTTPRequestParser
         from waitress.server import create_server
-        from waitress.task import ErrorTask, WSGITask
 
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
-        error_task = type("JsonErrorTask", (ErrorTask,), {"execute": refuse})
-        parser = type("StrictParser", (HTTPRequestParser,), {"parse_header": parse_header})
-        task = type("LastTask", (WSGITask,), {"build_response_header": announce_stop})
-        channel = type(
-            "JsonChannel", (HTTPChannel,), {"error_task_class": error_task, "parser_class": parser, "task_class": task}
-        )
         self._map: dict[int, Any] = {}
         self._stopping = False
         self._arriving: dict[Any, float] = {}  # requests not complete yet, and when each was first seen
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
+        self._in_loop = LoopDispatcher(settle) if settings.threads == 1 else None
+        dispatching: dict[str, Any] = {}
+        if self._in_loop:  # which must not wait for itself to send what is over the mark
+            dispatching = {"_dispatcher": self._in_loop, "outbuf_high_watermark": 2**31}
         create_server(
             app,
             map=self._map,
+            **dispatching,
             sockets=list(sockets),
             threads=settings.threads,
             server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
@@ -2162,9 +2610,11 @@ class Server:
         )
         self._listeners = [item for item in self._map.values() if hasattr(item, "task_dispatcher")]
         for listener in self._listeners:
-            listener.channel_class = channel
+            listener.channel_class = channel_class()
             listener.refusals = 0
             listener.stopping = False
+            if self._in_loop:
+                listener.pull_trigger = lambda: None  # there is no other thread to wake the loop
 
     def run(self, beat: Callable[[], None]) -> None:
         """Serve until `stop` is called; `beat` is called about once a second."""
@@ -2182,7 +2632,7 @@ class Server:
         self._stopping = True
         for listener in self._listeners:
             listener.stopping = True
-        self._listeners[0].pull_trigger()
+        self._listeners[0].trigger.pull_trigger()
 
     def _cut_slow_requests(self, now: float) -> None:
         """Close connections whose request takes too long to arrive: enough of them would take up all there are."""
@@ -2197,6 +2647,8 @@ class Server:
         from waitress import wasyncore
 
         wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
+        if self._in_loop:
+            self._in_loop.run()
 
     def _channels(self) -> list[Any]:
         """Return the open connections."""
@@ -2440,6 +2892,38 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+class Progress:
+    """A line on a terminal that tells of long work: done, rate, time left. Silent elsewhere, and for the first second."""
+
+    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float]) -> None:
+        """Begin to count; the clock gives seconds."""
+        self.total, self.stream, self.clock = total, stream, clock
+        self.started = clock()
+        self._shown = False
+
+    def __enter__(self) -> Progress:
+        """Give what is to be called with the number done."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the line away, whether the work is done or has failed."""
+        if self._shown:
+            self._show("")
+
+    def __call__(self, done: int) -> None:
+        """Show how far the work is."""
+        passed = self.clock() - self.started
+        if self.stream.isatty() and passed >= 1 and 0 < done < self.total:
+            left = passed / done * (self.total - done)
+            self._show(f"{done:,} of {self.total:,} tickets, {done / passed:,.0f} a second, {left:.0f} s left")
+
+    def _show(self, line: str) -> None:
+        """Put a text in the place of the line."""
+        self._shown = True
+        self.stream.write(f"\r\x1b[K{line}")
+        self.stream.flush()
+
+
 def hint(text: str) -> None:
     """Tell a person something that is not the result."""
     print(one_line(text), file=sys.stderr)
@@ -2466,13 +2950,13 @@ def command_generate(settings: Settings) -> int:
     if settings.count > settings.since * MICROSECONDS // 2 > 0:
         raise UsageError("Invalid ticket count: --count is too many for so short a --since")
     seed = secrets.randbits(63) if settings.seed is None else settings.seed
-    now = wall_microseconds()
-    with closing(open_database(settings.db, "desk")) as db:
+    now, progress = wall_microseconds(), Progress(settings.count, sys.stderr, time.monotonic)
+    with closing(open_database(settings.db, "desk")) as db, progress:
         closed = 0
         if settings.since:
-            made, closed = generate_history(db, settings.count, settings.since, now, seed)
+            made, closed = generate_history(db, settings.count, settings.since, now, seed, progress)
         else:
-            made = generate_tickets(db, settings.count, now, seed)
+            made = generate_tickets(db, settings.count, now, seed, progress)
     if settings.json:
         print_json({"generated": made, "closed": closed})
     else:
@@ -2485,7 +2969,10 @@ def command_generate(settings: Settings) -> int:
 def command_process(settings: Settings) -> int:
     """Close the oldest open tickets."""
     with closing(open_database(settings.db, "desk")) as db:
-        ids = process_tickets(db, settings.count, wall_microseconds())
+        total = min(settings.count, count_tickets(db, OPEN))
+        progress = Progress(total, sys.stderr, time.monotonic)
+        with progress:
+            ids = process_tickets(db, settings.count, wall_microseconds(), progress)
     if settings.json:
         print_json({"processed": len(ids), "ticket_ids": ids})
     elif ids:
@@ -2572,8 +3059,9 @@ def command_serve(settings: Settings) -> int:
 
 def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> None:
     """Run server and scheduler until a signal, and tell systemd how they are."""
-    clock, readers, audit = Clock(), Readers(settings.db), AuditLog(settings.audit_db)
-    server = Server(make_app(settings, readers, audit, clock), sockets, settings)
+    clock, readers = Clock(), Readers(settings.db)
+    audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
+    server = Server(make_app(settings, readers, audit, clock), sockets, settings, audit.commit)
     scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63)), clock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop_once(server, number))

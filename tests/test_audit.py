@@ -4,6 +4,7 @@ import json
 import logging
 import sqlite3
 from contextlib import closing
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from conftest import NOON
@@ -162,7 +163,8 @@ def test_a_row_names_the_route_and_the_path_without_slashes_around_it(api, token
 
 def test_the_row_is_committed_before_the_answer_is_sent(api, token):
     seen = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/stats", "HTTP_AUTHORIZATION": f"Bearer {token}"}
+    environ = {"PATH_INFO": "/api/stats", "HTTP_AUTHORIZATION": f"Bearer {token}"}
+    setup_testing_defaults(environ)
     api.app(environ, lambda status, headers, exc_info=None: seen.append((status, len(api.audits()))))
     assert seen == [("200 OK", 1)]
 

@@ -128,18 +128,18 @@ def test_a_file_that_is_there_keeps_its_mode(desk):
 
 
 @pytest.mark.parametrize(
-    ("part", "application_id", "tables"),
+    ("part", "application_id", "version", "tables"),
     [
-        ("desk", 0x544B5444, {"users", "tickets", "ticket_counts", "personal_access_tokens"}),
-        ("audit", 0x544B5441, {"api_audits"}),
+        ("desk", 0x544B5444, 2, {"users", "tickets", "ticket_counts", "personal_access_tokens"}),
+        ("audit", 0x544B5441, 1, {"api_audits"}),
     ],
 )
-def test_a_new_file_says_what_it_is(desk, part, application_id, tables):
+def test_a_new_file_says_what_it_is(desk, part, application_id, version, tables):
     with closing(ticketapi.open_database(desk, part)) as db:
         names = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
         assert {name for (name,) in names} == tables
         assert db.execute("PRAGMA application_id").fetchone()[0] == application_id
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert db.execute("PRAGMA user_version").fetchone()[0] == version
 
 
 def test_an_empty_file_is_adopted(desk):
@@ -201,6 +201,28 @@ def test_processes_may_create_the_same_desk_at_once(tmp_path):
     assert answers == [["opened"] * 3] * 4
 
 
+def kill_while_new(folder, desk):
+    """Leave behind what kill -9 leaves of a desk at the first write to its file: an empty database and its journal."""
+    with closing(sqlite3.connect(folder / "new.db", isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN")
+        for number in range(10):
+            db.execute(f"CREATE TABLE t{number} (x)")
+        journal = (folder / "new.db-journal").read_bytes()
+    ticketapi.create_private_file(desk)
+    make_database(desk, "PRAGMA user_version = 1", "PRAGMA user_version = 0")  # one page, without anything in it
+    desk.with_name(f"{desk.name}-journal").write_bytes(journal)
+
+
+def test_a_desk_whose_making_was_killed_at_its_first_write_is_made_anew(tmp_path, desk):
+    (tmp_path / "elsewhere").mkdir()
+    kill_while_new(tmp_path / "elsewhere", desk)
+    with closing(ticketapi.open_database(desk, "desk")) as db:
+        assert count_users(db) == 0
+        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert not desk.with_name(f"{desk.name}-journal").exists()
+
+
 # Refusing -----------------------------------------------------------------------------------------
 
 
@@ -249,12 +271,13 @@ def test_desk_and_audit_log_are_not_taken_for_each_other(desk, made_as, opened_a
     assert desk.read_bytes() == before
 
 
-@pytest.mark.parametrize("part", ["desk", "audit"])
-def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_was(desk, part):
+@pytest.mark.parametrize(("part", "known"), [("desk", 2), ("audit", 1)])
+def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_was(desk, part, known):
     ticketapi.open_database(desk, part).close()
-    make_database(desk, "PRAGMA user_version = 2")
+    make_database(desk, f"PRAGMA user_version = {known + 1}")
     before = desk.read_bytes()
-    with pytest.raises(ticketapi.TicketApiError, match=r"newer ticketapi \(schema 2, this one knows 1\); upgrade ticketapi$"):
+    message = rf"newer ticketapi \(schema {known + 1}, this one knows {known}\); upgrade ticketapi$"
+    with pytest.raises(ticketapi.TicketApiError, match=message):
         ticketapi.open_database(desk, part).close()
     assert desk.read_bytes() == before
 
@@ -346,14 +369,23 @@ def test_every_thread_that_reads_has_a_connection_of_its_own(desk, db):
         thread.join()
         assert readers.get() is seen[0]
         assert seen[1] is not seen[0]
-    for connection in seen:
+        assert seen[1].db is not seen[0].db
+    for reader in seen:
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-            connection.execute("SELECT 1")
+            reader.db.execute("SELECT 1")
 
 
 def test_a_reader_cannot_write(desk, db):
     with closing(ticketapi.Readers(desk)) as readers, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        add_person(readers.get())
+        add_person(readers.get().db)
+
+
+def test_the_views_of_readers_leave_no_trace_in_the_file(desk, db):
+    before = db.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    with closing(ticketapi.connect_reader(desk)) as reader:
+        assert reader.execute("SELECT count(*) FROM ticket_resources").fetchone()[0] == 0
+        assert reader.execute("SELECT name, sql FROM sqlite_master").fetchall() == before
+    assert db.execute("SELECT name, sql FROM sqlite_master").fetchall() == before
 
 
 # Transactions -------------------------------------------------------------------------------------
@@ -446,7 +478,7 @@ def cause_locked(path):
 
 
 def cause_readonly(path):
-    with closing(ticketapi.connect(path, query_only=True)) as db:
+    with closing(ticketapi.connect_reader(path)) as db:
         add_person(db)
 
 
@@ -499,18 +531,19 @@ def test_a_missing_resource_is_named():
 # The schema's own checks --------------------------------------------------------------------------
 
 USER = "INSERT INTO users (id, name, email, created_at, tickets_count) VALUES (:id, :name, :email, :at, :count)"
-TICKET = "INSERT INTO tickets VALUES (:id, :user, 's', 'c', :status, :at, :updated, :closed)"
+TICKET = "INSERT INTO tickets VALUES (:id, :user, :number, 's', 'c', :status, :at, :updated, :closed, :closing)"
 TOKEN = """
     INSERT INTO personal_access_tokens (user_id, name, token, abilities, last_used_at, expires_at, created_at)
     VALUES (:user, 'n', :token, '[]', :used, :expires, :at)
 """
 GOOD_USER = {"id": 2, "name": "Bea", "email": "b@example.com", "at": NOON, "count": 0}
-GOOD_TICKET = {"id": 1, "user": 1, "status": 1, "at": NOON, "updated": NOON, "closed": None}
+GOOD_TICKET = {"id": 1, "user": 1, "number": 1, "status": 1, "at": NOON, "updated": NOON, "closed": None, "closing": None}
+CLOSED_TICKET = GOOD_TICKET | {"status": 2, "closed": NOON, "closing": 1}
 GOOD_TOKEN = {"user": 1, "token": "0" * 64, "used": None, "expires": None, "at": NOON}
 
 
 @pytest.mark.parametrize(
-    ("statement", "values"), [(USER, GOOD_USER), (TICKET, GOOD_TICKET), (TICKET, GOOD_TICKET | {"status": 2, "closed": NOON})]
+    ("statement", "values"), [(USER, GOOD_USER), (TICKET, GOOD_TICKET), (TICKET, CLOSED_TICKET), (TOKEN, GOOD_TOKEN)]
 )
 def test_the_schema_takes_what_is_right(db, statement, values):
     add_person(db)
@@ -530,9 +563,15 @@ def test_the_schema_takes_what_is_right(db, statement, values):
         (TICKET, GOOD_TICKET, {"status": 3}),
         (TICKET, GOOD_TICKET, {"status": 2}),
         (TICKET, GOOD_TICKET, {"closed": NOON}),
+        (TICKET, GOOD_TICKET, {"closing": 1}),
+        (TICKET, GOOD_TICKET, {"number": None}),
+        (TICKET, GOOD_TICKET, {"number": 0}),
+        (TICKET, CLOSED_TICKET, {"closed": None}),
+        (TICKET, CLOSED_TICKET, {"closing": None}),
+        (TICKET, CLOSED_TICKET, {"closing": 0}),
         (TICKET, GOOD_TICKET, {"at": 1_764_849_600}),
         (TICKET, GOOD_TICKET, {"updated": "now"}),
-        (TICKET, GOOD_TICKET, {"status": 2, "closed": "now"}),
+        (TICKET, CLOSED_TICKET, {"closed": "now"}),
         (TOKEN, GOOD_TOKEN, {"user": 99}),
         (TOKEN, GOOD_TOKEN, {"token": "tkt_secret"}),
         (TOKEN, GOOD_TOKEN, {"expires": "tomorrow"}),
@@ -543,6 +582,16 @@ def test_the_schema_refuses_what_is_wrong(db, statement, good, wrong):
     add_person(db)
     with pytest.raises(sqlite3.IntegrityError):
         db.execute(statement, good | wrong)
+
+
+@pytest.mark.parametrize("same", [{"id": 1}, {"number": 1}, {"closing": 1}])
+def test_the_schema_gives_no_number_of_a_list_twice(db, same):
+    add_person(db)
+    db.execute(TICKET, CLOSED_TICKET)
+    other = CLOSED_TICKET | {"id": 2, "number": 2, "closing": 2}
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        db.execute(TICKET, other | same)
+    db.execute(TICKET, other)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whatever is done to a desk in whatever order, it holds and shows exactly what a plain list of tickets would."""
 
+import json
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -30,13 +31,15 @@ class DeskMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 3), owner_first=st.booleans())
     def open_desk(self, seed, owner_first):
         self.directory = tempfile.TemporaryDirectory()
-        self.db = ticketapi.open_database(Path(self.directory.name, "desk.db"), "desk")
+        path = Path(self.directory.name, "desk.db")
+        self.db, self.reader = ticketapi.open_database(path, "desk"), ticketapi.connect_reader(path)
         self.seed, self.now, self.tickets = seed, NOON, []
         if owner_first:
             ticketapi.create_token(self.db, "ann@example.com", "t", ["*"], 0, NOON)
 
     def teardown(self):
         if hasattr(self, "db"):
+            self.reader.close()
             self.db.close()
             self.directory.cleanup()
 
@@ -92,12 +95,12 @@ class DeskMachine(RuleBasedStateMachine):
 
     @rule(page=pages, size=sizes)
     def show_open_tickets(self, page, size):
-        shown = ticketapi.tickets_page(self.db, ticketapi.OPEN, self.asked(page, size))
+        shown = ticketapi.open_tickets_page(self.reader, self.asked(page, size))
         self.compare(shown, sorted(self.open_tickets(), key=by_arrival), page, size)
 
     @rule(page=pages, size=sizes)
     def show_closed_tickets(self, page, size):
-        shown = ticketapi.tickets_page(self.db, ticketapi.CLOSED, self.asked(page, size))
+        shown = ticketapi.closed_tickets_page(self.reader, self.asked(page, size))
         expected = sorted(self.closed_tickets(), key=lambda t: (t["closed_at"], t["id"]), reverse=True)
         self.compare(shown, expected, page, size)
 
@@ -105,9 +108,9 @@ class DeskMachine(RuleBasedStateMachine):
     def show_tickets_of_a_user(self, page, size, user):
         if ticketapi.find_user(self.db, user) is None:
             with pytest.raises(ticketapi.NotFound, match=f"There is no user with the id {user}"):
-                ticketapi.user_tickets_page(self.db, user, self.asked(page, size))
+                ticketapi.user_tickets_page(self.reader, user, self.asked(page, size))
             return
-        shown = ticketapi.user_tickets_page(self.db, user, self.asked(page, size))
+        shown = ticketapi.user_tickets_page(self.reader, user, self.asked(page, size))
         expected = sorted((t for t in self.tickets if t["user_id"] == user), key=by_arrival, reverse=True)
         self.compare(shown, expected, page, size)
 
@@ -142,6 +145,16 @@ class DeskMachine(RuleBasedStateMachine):
         assert counters == Counter(ticket["user_id"] for ticket in self.tickets)
 
     @invariant()
+    def every_list_is_numbered_without_gaps_in_its_order(self):
+        rows = self.db.execute("SELECT user_id, user_number, closed_number FROM tickets ORDER BY id").fetchall()
+        seen = Counter()
+        for row in rows:
+            seen[row["user_id"]] += 1
+            assert row["user_number"] == seen[row["user_id"]]
+        closed = [row["closed_number"] for row in rows if row["closed_number"] is not None]
+        assert closed == list(range(1, len(closed) + 1))
+
+    @invariant()
     def the_orders_are_total(self):
         arrivals = [ticket["created_at"] for ticket in self.tickets]
         assert arrivals == sorted(set(arrivals))
@@ -165,11 +178,11 @@ class DeskMachine(RuleBasedStateMachine):
         return [dict(row) | {name: row[name] and ticketapi.parse_time(row[name]) for name in times} for row in rows]
 
     def asked(self, page, size):
-        return ticketapi.PageRequest(URL, page, size, True)
+        return ticketapi.ListRequest(URL, page, size, True)
 
     def compare(self, shown, expected, page, size):
         """Compare a page with the model's slice of the whole list."""
-        part = expected[(page - 1) * size : page * size]
+        shown, part = json.loads(shown), expected[(page - 1) * size : page * size]
         assert [ticket["id"] for ticket in shown["data"]] == [ticket["id"] for ticket in part]
         for ticket, model in zip(shown["data"], part, strict=True):
             assert (ticket["subject"], ticket["content"]) == (model["subject"], model["content"])
@@ -196,8 +209,11 @@ def test_all_pages_together_are_the_list(tmp_path):
     with closing(ticketapi.open_database(tmp_path / "desk.db", "desk")) as db:
         ticketapi.generate_tickets(db, 103, NOON, 1)
         ticketapi.process_tickets(db, 51, NOON)
-        for status, expected in ((ticketapi.OPEN, range(52, 104)), (ticketapi.CLOSED, range(51, 0, -1))):
+        reader = ticketapi.connect_reader(tmp_path / "desk.db")
+    with closing(reader):
+        lists = ((ticketapi.open_tickets_page, range(52, 104)), (ticketapi.closed_tickets_page, range(51, 0, -1)))
+        for show, expected in lists:
             for size in (1, 10, 50, 200):
-                asked = (ticketapi.PageRequest(URL, page, size, True) for page in range(1, 105))
-                shown = [ticket["id"] for request in asked for ticket in ticketapi.tickets_page(db, status, request)["data"]]
+                asked = (ticketapi.ListRequest(URL, page, size, True) for page in range(1, 105))
+                shown = [ticket["id"] for request in asked for ticket in json.loads(show(reader, request))["data"]]
                 assert shown == list(expected)

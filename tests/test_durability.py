@@ -64,6 +64,10 @@ def assert_sound(desk):
     assert counters == {1: 0, 2: 0} | rows
     counted = "SELECT id, tickets_count FROM users WHERE tickets_count > 0 ORDER BY id"
     assert ask(desk, counted) == ask(desk, "SELECT user_id, count(*) FROM tickets GROUP BY user_id ORDER BY user_id")
+    numbers = "SELECT user_id, max(user_number), count(DISTINCT user_number) FROM tickets GROUP BY user_id"
+    assert all(last == tickets for _, last, tickets in ask(desk, numbers))
+    numbers = "SELECT coalesce(max(closed_number), 0), count(DISTINCT closed_number) FROM tickets"
+    assert ask(desk, numbers) == [(rows.get(2, 0), rows.get(2, 0))]
     distinct = "SELECT count(*) - count(DISTINCT created_at), count(closed_at) - count(DISTINCT closed_at) FROM tickets"
     assert ask(desk, distinct) == [(0, 0)]
     return counters[ticketapi.OPEN], counters[ticketapi.CLOSED]

@@ -53,6 +53,7 @@ def assert_order(tickets):
     closed = sorted((t for t in tickets if t["closed_at"]), key=lambda t: t["closed_at"])
     assert len({t["closed_at"] for t in closed}) == len(closed)
     assert [t["id"] for t in closed] == [t["id"] for t in tickets[: len(closed)]]
+    assert [t["closed_number"] for t in closed] == list(range(1, len(closed) + 1))
     assert all(t["closed_at"] > t["created_at"] for t in closed)
     for ticket in tickets:
         assert ticket["status"] == (2 if ticket["closed_at"] else 1)
@@ -241,7 +242,9 @@ def test_a_ticket_that_another_program_adds_meanwhile_stops_the_history_between_
 
     db.set_trace_callback(add_one_before_the_second_batch)
     count = ticketapi.BATCH + 10
-    with pytest.raises(ticketapi.TicketApiError, match=f"another program added a ticket meanwhile; 10000 of {count} tickets"):
+    with pytest.raises(
+        ticketapi.TicketApiError, match=f"another program added a ticket meanwhile; {ticketapi.BATCH} of {count} tickets"
+    ):
         ticketapi.generate_history(db, count, 30 * DAY, NOON, 1)
     db.set_trace_callback(None)
     assert len(begun) == 2

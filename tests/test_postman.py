@@ -118,7 +118,7 @@ def test_a_request_is_complete(item):
 
 @pytest.mark.parametrize("item", items("Tickets") + items("Users"), ids=names(items("Tickets") + items("Users")))
 def test_a_list_tells_of_its_parameters(item):
-    assert {field["key"] for field in item["request"]["url"]["query"]} == {"page", "per_page"}
+    assert {field["key"] for field in item["request"]["url"]["query"]} == {"page", "per_page", "cursor"}
 
 
 # The examples ------------------------------------------------------------------------------------
@@ -140,13 +140,19 @@ def test_an_example_has_the_keys_of_the_recorded_answers(name, contract):
     assert len(json.loads(example["body"]).get("data", [])) <= 2
 
 
-def play(api, item, token):
+def fill(text, variables):
+    """Put the values of variables into a text, as Postman does."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: variables[found[1]], text)
+
+
+def play(api, item, token, variables):
     """Send a request of the collection to an app; one that is to be refused for its number is repeated."""
     kind = item["request"].get("auth", {}).get("type")
     given = {None: token, "bearer": "not-a-token", "noauth": None}[kind]
     wanted = item["response"][0]["code"]
+    headers = {header["key"]: fill(header["value"], variables) for header in item["request"]["header"]}
     for _ in range(ticketapi.Settings().rate + 1):
-        answer = api.request(item["request"]["method"], sent_url(item), token=given)
+        answer = api.request(item["request"]["method"], fill(sent_url(item), variables), token=given, headers=headers)
         if answer.status == wanted or wanted != 429:
             break
     return answer
@@ -154,12 +160,15 @@ def play(api, item, token):
 
 def test_every_example_is_what_the_app_answers(api, db, clock, token):
     ticketapi.generate_history(db, 3000, 30 * ticketapi.DAY, clock.wall(), seed=1)
+    variables = {}
     for item in items():
         example = item["response"][0]
         shown = Answer(
             example["code"], {header["key"].lower(): header["value"] for header in example["header"]}, example["body"]
         )
-        answer = play(api, item, token)
+        answer = play(api, item, token, variables)
+        kept = re.findall(r'variables\.set\("(etag|next_cursor)"', script_of(item))
+        variables.update({name: answer.headers["etag"] if name == "etag" else answer.json["meta"][name] for name in kept})
         assert answer.status == shown.status, item["name"]
         assert shown.headers.keys() <= answer.headers.keys(), item["name"]
         assert bool(answer.body) == bool(shown.body), item["name"]

@@ -50,6 +50,15 @@ def shape(value):
     return type(value).__name__
 
 
+def as_the_original(page):
+    """Return a page without what is new, which stands at the end of `meta`."""
+    if "meta" in page:
+        *kept, new = page["meta"]
+        assert new == "next_cursor"
+        page["meta"] = {key: page["meta"][key] for key in kept}
+    return page
+
+
 def walk(api, token, url):
     """Follow `links.next` from a page to the last one and return all answers."""
     pages = []
@@ -95,14 +104,14 @@ def test_a_users_tickets_are_all_theirs_open_and_closed(api, filled, token):
 )
 def test_an_answer_has_the_keys_key_order_and_types_of_the_original(api, filled, token, url, name):
     recorded = json.loads((CONTRACT / f"{name}.json").read_text())
-    assert shape(api.get(url, token=token).json) == shape(recorded)
+    assert shape(as_the_original(api.get(url, token=token).json)) == shape(recorded)
 
 
 @pytest.mark.parametrize("url", LISTS[:2])
 def test_meta_and_links_are_those_of_the_original(api, filled, token, url):
     name = "tickets-open" if url.endswith("open") else "tickets-closed"
     recorded = (CONTRACT / f"{name}.json").read_text().replace("127.0.0.1:8000", "desk.test:8000")
-    page, recorded = api.get(url, token=token).json, json.loads(recorded)
+    page, recorded = as_the_original(api.get(url, token=token).json), json.loads(recorded)
     assert (page["links"], page["meta"]) == (recorded["links"], recorded["meta"])
 
 

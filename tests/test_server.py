@@ -2,16 +2,21 @@
 
 import os
 import re
+import select
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from collections import Counter
 from contextlib import closing, contextmanager, suppress
+from email.utils import parsedate_to_datetime
 
 import pytest
-from conftest import Answer
+from conftest import Answer, Served
 
 import ticketapi
 
@@ -484,3 +489,364 @@ def test_the_log_has_a_line_for_each_request_at_debug_alone_without_secrets(serv
     assert len(re.findall(r"^DEBUG ticketapi: 127\.0\.0\.1 GET /api/", err, re.MULTILINE)) == expected
     assert token not in err
     assert "private" not in err
+
+
+# The wire ----------------------------------------------------------------------------------------
+
+PAGE = 50  # tickets on a page
+
+
+class Wire:
+    """One connection to a server, on which answers are read one by one."""
+
+    def __init__(self, port, timeout=10):
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+        self.data = b""
+
+    def send(self, *requests):
+        """Send requests in one go."""
+        self.sock.sendall(b"".join(requests))
+
+    def more(self):
+        """Read something more; false at the end."""
+        chunk = self.sock.recv(65536)
+        self.data += chunk
+        return bool(chunk)
+
+    def answer(self, head=False):
+        """Read one answer, as RFC 9112 section 6.3 tells where it ends; `head` for one to a HEAD request."""
+        while b"\r\n\r\n" not in self.data:
+            assert self.more(), "closed before an answer"
+        block, _, self.data = self.data.partition(b"\r\n\r\n")
+        first, *lines = block.decode("latin-1").split("\r\n")
+        pairs = [line.split(": ", 1) for line in lines]
+        status, headers = int(first.split()[1]), {name.lower(): value for name, value in pairs}
+        assert len(headers) == len(pairs), lines
+        length = 0 if head or status in (204, 304) else int(headers["content-length"])
+        while len(self.data) < length:
+            assert self.more(), "closed within an answer"
+        body, self.data = self.data[:length], self.data[length:]
+        return Answer(status, headers, body)
+
+    def ended(self):
+        """Tell whether the server has closed the connection, with nothing left to read."""
+        return not self.data and not self.more()
+
+
+class Desk:
+    """A server that many tests use, on a desk with 700 tickets."""
+
+    def __init__(self, folder, threads):
+        cli(folder, "generate", "--count", "700", "--seed", "1")
+        cli(folder, "process", "--count", "300")
+        self.folder, self.token = folder, new_token(folder)
+        arguments = ("--no-scheduler", "--rate", "0", "--threads", threads, "--log-level", "warning")
+        self.served = Served(*arguments, cwd=folder)
+        self.wires = []
+
+    def wire(self):
+        """Open a connection."""
+        self.wires.append(Wire(self.served.port))
+        return self.wires[-1]
+
+    def get(self, path, *more, method="GET", version="1.1"):
+        """Write a request with the token."""
+        data = request_bytes(path, self.token, *more).decode()
+        return data.replace("GET ", f"{method} ", 1).replace("HTTP/1.1", f"HTTP/{version}", 1).encode()
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["1 thread", "3 threads"])
+def shared(request, tmp_path_factory):
+    """A server with one thread and one with three; neither has anything to log."""
+    desk = Desk(tmp_path_factory.mktemp("shared"), request.param)
+    yield desk
+    for wire in desk.wires:
+        wire.sock.close()
+    code, _, err = desk.served.stop()
+    assert (code, err) == (0, "")
+
+
+PREFLIGHT = (
+    b"OPTIONS /api/stats HTTP/1.1\r\nOrigin: https://a.example\r\nAccess-Control-Request-Method: GET\r\n" + HOST + b"\r\n"
+)
+
+
+def test_an_answer_without_a_body_keeps_the_connection_open(shared):
+    wire = shared.wire()
+    wire.send(shared.get("/api/stats"))
+    etag = wire.answer().headers["etag"]
+    for request, status in (
+        (shared.get("/api/stats", f"If-None-Match: {etag}"), 304),
+        (PREFLIGHT, 204),
+        (shared.get("/api/stats", f"If-None-Match: {etag}", method="HEAD"), 304),
+        (shared.get("/api/stats"), 200),
+    ):
+        wire.send(request)
+        answer = wire.answer()
+        assert (answer.status, answer.headers.get("connection")) == (status, None)
+        assert ("content-length" in answer.headers) == (status == 200)
+
+
+@pytest.mark.parametrize("kind", ["200", "304", "204", "404", "HEAD"])
+@pytest.mark.parametrize("asked", ["HTTP/1.0", "Connection: close", "Connection: Close"])
+def test_a_client_that_wants_the_connection_closed_gets_it_closed(shared, kind, asked):
+    wire = shared.wire()
+    wire.send(shared.get("/api/stats"))
+    etag = wire.answer().headers["etag"]
+    request = {
+        "200": shared.get("/api/stats"),
+        "304": shared.get("/api/stats", f"If-None-Match: {etag}"),
+        "204": PREFLIGHT,
+        "404": shared.get("/api/nope"),
+        "HEAD": shared.get("/api/stats", method="HEAD"),
+    }[kind]
+    old, new = (b"HTTP/1.1", b"HTTP/1.0") if asked == "HTTP/1.0" else (HOST, HOST + asked.encode() + b"\r\n")
+    wire.send(request.replace(old, new, 1), UP)
+    answer = wire.answer(head=kind == "HEAD")
+    assert answer.status == (200 if kind == "HEAD" else int(kind))
+    assert answer.headers["connection"] == "close"
+    with suppress(ConnectionResetError):  # closed with a request of ours unread
+        assert wire.ended()
+
+
+def test_http_1_0_may_ask_to_keep_the_connection_open(shared):
+    wire = shared.wire()
+    for _ in range(2):
+        wire.send(shared.get("/api/stats", "Connection: keep-alive", version="1.0"))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"].lower()) == (200, "keep-alive")
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/tickets/open?per_page=200", "/api/stats", "/up", "/api/nope", "/api/users/999999999/tickets"]
+)
+def test_head_has_the_headers_of_get_and_no_body(shared, path):
+    wire = shared.wire()
+    wire.send(shared.get(path), shared.get(path, method="HEAD"), shared.get(path))
+    answers = [wire.answer(), wire.answer(head=True), wire.answer()]
+    for answer in answers:
+        del answer.headers["date"]
+    assert int(answers[1].headers["content-length"]) == len(answers[0].body) == len(answers[2].body) > 0
+    assert answers[1].headers == answers[0].headers
+
+
+KINDS = {
+    "a page": ("/api/tickets/open", ()),
+    "a kept page": ("/api/tickets/open", ()),
+    "a page for a last request": ("/api/tickets/open", ("Connection: close",)),
+    "401": ("/api/stats", ("Authorization: Bearer nonsense",)),
+    "404": ("/api/nope", ()),
+    "422": ("/api/tickets/open?page=x", ()),
+    "up": ("/up", ()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_header_says_once_who_answers_when_and_how_much(shared, kind):
+    path, more = KINDS[kind]
+    wire = shared.wire()
+    wire.send(shared.get(path, *more))
+    while b"\r\n\r\n" not in wire.data:
+        assert wire.more()
+    lines = wire.data.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    names = [line.partition(":")[0].lower() for line in lines[1:]]
+    assert [name for name, times in Counter(names).items() if times > 1] == []
+    headers = wire.answer().headers
+    assert headers["server"] == "ticketapi"
+    assert abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time()) < 5
+    assert headers["date"].endswith(" GMT")
+    assert {"content-length", "content-type"} <= set(headers)
+
+
+def test_requests_in_one_segment_are_answered_in_their_order(shared):
+    wire = shared.wire()
+    wire.send(*(shared.get(f"/api/tickets/open?page={page}&per_page=7") for page in range(1, 21)))
+    answers = [wire.answer() for _ in range(20)]
+    assert [(answer.status, answer.json["meta"]["current_page"]) for answer in answers] == [(200, n) for n in range(1, 21)]
+
+
+def test_a_mixture_in_one_segment_is_answered_in_its_order(shared):
+    wire, etag = shared.wire(), shared.served.get("/api/stats", token=shared.token).headers["etag"]
+    requests = (
+        shared.get("/api/stats", f"If-None-Match: {etag}"),
+        PREFLIGHT,
+        UP,
+        shared.get("/api/nope"),
+        shared.get("/api/stats"),
+    )
+    wire.send(*requests * 4)
+    assert [wire.answer().status for _ in range(20)] == [304, 204, 200, 404, 200] * 4
+
+
+def test_large_pages_in_one_segment_are_answered_in_their_order_and_whole(shared):
+    wire = shared.wire()
+    wire.send(*(shared.get(f"/api/tickets/{name}?page={page}&per_page=200") for name, page in LARGE))
+    for name, page in LARGE:
+        alone = shared.served.get(
+            f"/api/tickets/{name}?page={page}&per_page=200", token=shared.token, headers={"Host": "desk.test"}
+        )
+        assert wire.answer().body == alone.body
+        assert len(alone.body) > 50_000
+
+
+LARGE = (("open", 1), ("open", 2), ("closed", 1))
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_another(shared):
+    deaf, requests = shared.wire(), [shared.get("/api/tickets/open?per_page=200") for _ in range(40)]
+    deaf.send(*requests)
+    for _ in range(20):
+        begin = time.monotonic()
+        assert shared.served.get("/api/stats", token=shared.token).status == 200
+        assert time.monotonic() - begin < 2
+    assert {deaf.answer().status for _ in requests} == {200}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_client_that_reads_nothing_of_very_long_tickets_does_not_hold_up_another(serve, tmp_path, threads):
+    token = new_token(tmp_path)
+    with closing(ticketapi.open_database(tmp_path / "ticketapi.db", "desk")) as db:
+        ticketapi.generate_tickets(db, 200, ticketapi.wall_microseconds(), 1)
+        db.execute("UPDATE tickets SET content = :text", {"text": "long " * 1000})
+    served = serve("--no-scheduler", "--rate", "0", "--threads", threads)
+    deaf = Wire(served.port)
+    with closing(deaf.sock):
+        deaf.send(request_bytes("/api/tickets/open?per_page=200", token) * 30)
+        wait_for(lambda: select.select([deaf.sock], [], [], 0)[0])
+        assert [served.get("/api/stats", token=token).status for _ in range(3)] == [200] * 3
+        assert {deaf.answer().status for _ in range(30)} == {200}
+
+
+class Counting(threading.Thread):
+    """A client that looks for the row of each of its requests as soon as the first bytes of the answer are there."""
+
+    def __init__(self, desk, first, requests, seen):
+        super().__init__()
+        self.desk, self.numbers, self.seen = desk, range(first, first + requests), seen
+        self.missing = []
+
+    def run(self):
+        wire = Wire(self.desk.served.port)
+        with closing(wire.sock), closing(ticketapi.connect(self.desk.folder / "ticketapi-audit.db")) as db:
+            for number in self.numbers:
+                wire.send(self.desk.get(f"/api/stats?request={number}"))
+                wire.more()
+                self.seen.append(number)
+                answered = len(self.seen)
+                written, mine = db.execute(
+                    "SELECT count(*), coalesce(sum(query = ?), 0) FROM api_audits WHERE query LIKE '{\"request%'",
+                    (f'{{"request":"{number}"}}',),
+                ).fetchone()
+                if not mine or written < answered:
+                    self.missing.append(number)
+                assert wire.answer().status == 200
+
+
+def test_the_row_of_a_request_is_in_the_file_before_its_answer_arrives(shared):
+    seen = []
+    clients = [Counting(shared, 1000 * n, 50, seen) for n in range(1, 9)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert [number for client in clients for number in client.missing] == []
+    assert len(seen) == 400
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_requests_in_one_segment_in_flight_at_the_stop_are_all_answered(serve, tmp_path, threads):
+    served, token = serve("--no-scheduler", "--rate", "0", "--threads", threads), new_token(tmp_path)
+    wires = [Wire(served.port) for _ in range(5)]
+    for wire in wires:
+        wire.send(UP)
+        assert wire.answer().status == 200
+    with frozen(served):
+        for wire in wires:
+            wire.send(*(request_bytes(f"/api/tickets/open?page={page}", token) for page in range(1, 11)))
+        served.process.send_signal(signal.SIGTERM)
+    for wire in wires:
+        with closing(wire.sock):
+            answers = [wire.answer() for _ in range(10)]
+            assert [answer.json["meta"]["current_page"] for answer in answers] == list(range(1, 11))
+            assert [answer.headers.get("connection") for answer in answers] == [None] * 9 + ["close"]
+            assert wire.ended()
+    assert served.process.wait(20) == 0
+    assert len(audits(tmp_path)) == 50
+
+
+# Answers wait for what settles them --------------------------------------------------------------
+
+
+def two_letters(environ, start_response):
+    """Answer with as many letters as the query says, two as a rule."""
+    body = b"x" * int(environ["QUERY_STRING"] or 2)
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+@pytest.fixture
+def settling():
+    """A server in this process, a client, and a list of what had come to the client at each call of `settle`."""
+    sock, seen = ticketapi.bind_socket("127.0.0.1", 0), []
+    client = socket.create_connection(sock.getsockname(), timeout=10)
+
+    def settle():
+        arrived = select.select([client], [], [], 0)[0]
+        seen.append(client.recv(65536, socket.MSG_PEEK) if arrived else b"")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        server = ticketapi.Server(two_letters, [sock], ticketapi.Settings(), settle)
+    thread = threading.Thread(target=server.run, args=(lambda: None,))
+    thread.start()
+    with closing(client):
+        yield client, seen
+        server.stop()
+        thread.join()
+
+
+def last(data):
+    """Mark a request as the last of its connection."""
+    return data.replace(HOST, HOST + b"Connection: close\r\n")
+
+
+BIG = UP.replace(b"/up", b"/up?1000000")
+SETTLED = {
+    "one": [last(UP)],
+    "several in one segment": [UP] * 5 + [last(UP)],
+    "a large answer": [last(BIG)],
+    "several large answers": [BIG] * 3 + [last(UP)],
+    "more than Waitress likes to keep": [BIG] * 30 + [last(UP)],
+    "one before a request that is refused": [UP, b"NONSENSE\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize("kind", SETTLED)
+def test_no_byte_of_an_answer_leaves_before_it_is_settled(settling, kind):
+    (client, seen), requests = settling, SETTLED[kind]
+    client.sendall(b"".join(requests))
+    wait_for(lambda: len(seen) == len(requests))
+    assert all(data.count(b"HTTP/1.1 ") <= settled for settled, data in enumerate(seen))
+    assert len(split_answers(read_to_end(client))) == len(requests)
+
+
+def test_no_answer_leaves_with_the_100_for_the_next_request_before_it_is_settled(settling):
+    client, seen = settling
+    client.sendall(UP + post(b"Content-Length: 5", b"Expect: 100-continue", b"Connection: close"))
+    wait_for(lambda: seen)
+    data = b""
+    while b" 100 " not in data:
+        data += client.recv(65536)
+    client.sendall(b"hello")
+    assert read_to_end(client).endswith(b"xx")
+    assert seen[0] == b""
+
+
+def test_a_server_needs_nothing_of_waitress_that_is_about_to_go():
+    """Waitress warns of what a later release will not have."""
+    with closing(ticketapi.bind_socket("127.0.0.1", 0)) as sock, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        server = ticketapi.Server(two_letters, [sock], ticketapi.Settings(), lambda: None)
+        server.stop()
+        server.run(lambda: None)
+    assert [str(warning.message) for warning in caught] == []

@@ -20,9 +20,24 @@ def create(db, email=EMAIL, abilities=("read:tickets",), expires=0, now=NOON):
     return ticketapi.create_token(db, email, "test", list(abilities), expires, now)
 
 
-def authenticate(db, record, now=NOON):
-    """Present a token's secret."""
-    return ticketapi.authenticate_token(db, record["token"], now)
+@pytest.fixture
+def reader(desk, db):
+    """A reader of the desk."""
+    with closing(ticketapi.Readers(desk)) as readers:
+        yield readers.get()
+
+
+def authenticate(reader, record, now=NOON):
+    """Present a token's secret, as a request does."""
+    reader.refresh()
+    return ticketapi.authenticate_token(reader, record["token"], now)
+
+
+def queries(reader):
+    """Return a list that gets the queries that a reader sends from now on."""
+    statements = []
+    reader.db.set_trace_callback(statements.append)
+    return statements
 
 
 def last_used_at(db, record):
@@ -30,9 +45,9 @@ def last_used_at(db, record):
     return db.execute("SELECT last_used_at FROM personal_access_tokens WHERE id = ?", (record["id"],)).fetchone()[0]
 
 
-def note_use(desk, db, record, now):
+def note_use(desk, reader, record, now):
     """Present a token and note its use, as a request does."""
-    ticketapi.note_token_use(desk, authenticate(db, record, now), now)
+    ticketapi.note_token_use(desk, authenticate(reader, record, now), now)
 
 
 # What a token looks like --------------------------------------------------------------------------
@@ -73,20 +88,56 @@ def test_the_last_six_characters_are_the_crc_of_the_others():
         lambda text: "x" * 100_000,
     ],
 )
-def test_what_has_no_valid_checksum_is_refused_without_a_query(db, spoil):
+def test_what_has_no_valid_checksum_is_refused_without_a_query(db, reader, spoil):
     record = create(db)
-    statements = []
-    db.set_trace_callback(statements.append)
-    assert ticketapi.authenticate_token(db, spoil(record["token"]), NOON) is None
+    statements = queries(reader)
+    assert ticketapi.authenticate_token(reader, spoil(record["token"]), NOON) is None
     assert statements == []
 
 
-def test_a_token_that_nobody_made_is_refused_after_one_query(db):
+def test_a_token_that_nobody_made_is_refused_after_one_query_each_time_and_not_remembered(db, reader):
     create(db)
-    statements = []
-    db.set_trace_callback(statements.append)
-    assert ticketapi.authenticate_token(db, ticketapi.new_token_text(), NOON) is None
+    text, statements = ticketapi.new_token_text(), queries(reader)
+    for _ in range(2):
+        assert ticketapi.authenticate_token(reader, text, NOON) is None
+    assert len(statements) == 2
+    assert reader.tokens == {}
+
+
+# What a thread remembers --------------------------------------------------------------------------
+
+
+def test_a_token_is_looked_up_once_while_the_desk_stays_as_it_is(db, reader):
+    record = create(db)
+    reader.refresh()
+    statements = queries(reader)
+    tokens = {ticketapi.authenticate_token(reader, record["token"], NOON + more) for more in range(5)}
+    assert [token.id for token in tokens] == [record["id"]]
     assert len(statements) == 1
+    assert record["token"] not in repr(reader.tokens)
+
+
+def test_a_token_that_is_remembered_expires_to_the_microsecond(db, reader):
+    record = create(db, expires=60)
+    assert authenticate(reader, record)
+    statements = queries(reader)
+    end = NOON + 60 * SECOND
+    assert ticketapi.authenticate_token(reader, record["token"], end - 1)
+    assert ticketapi.authenticate_token(reader, record["token"], end) is None
+    assert statements == []
+
+
+def test_no_more_tokens_are_remembered_than_promised(db, reader):
+    ticketapi.ensure_owner(db, EMAIL, NOON)
+    texts = [ticketapi.new_token_text() for _ in range(ticketapi.MAX_CACHED_TOKENS + 5)]
+    row = {"user_id": ticketapi.FIRST_OWNER_ID, "name": "n", "abilities": "[]", "expires_at": None}
+    row["created_at"] = ticketapi.format_time(NOON)
+    with ticketapi.transaction(db):
+        for text in texts:
+            ticketapi.insert_token(db, {**row, "token": ticketapi.hash_token(text)})
+    assert all(ticketapi.authenticate_token(reader, text, NOON) for text in texts)
+    assert len(reader.tokens) == ticketapi.MAX_CACHED_TOKENS
+    assert ticketapi.authenticate_token(reader, texts[-1], NOON)
 
 
 # What is kept -------------------------------------------------------------------------------------
@@ -101,9 +152,9 @@ def test_the_record_shows_what_was_made(db):
     assert record["expires_at"] == ticketapi.format_time(NOON + 3600 * SECOND)
 
 
-def test_the_files_hold_the_hash_and_never_the_secret(desk, db):
+def test_the_files_hold_the_hash_and_never_the_secret(desk, db, reader):
     record = create(db)
-    assert authenticate(db, record)
+    assert authenticate(reader, record)
     for moment in ("in the log", "in the file"):
         if moment == "in the file":
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -131,22 +182,22 @@ def test_there_are_tokens_when_one_was_made(db):
 
 
 @pytest.mark.parametrize(("after", "valid"), [(0, True), (59_999_999, True), (60_000_000, False), (60_000_001, False)])
-def test_a_token_expires_to_the_microsecond(db, after, valid):
+def test_a_token_expires_to_the_microsecond(db, reader, after, valid):
     record = create(db, expires=60)
-    assert (authenticate(db, record, NOON + after) is not None) == valid
+    assert (authenticate(reader, record, NOON + after) is not None) == valid
 
 
-def test_a_token_without_expiry_is_good_for_ever(db):
+def test_a_token_without_expiry_is_good_for_ever(db, reader):
     record = create(db)
     assert record["expires_at"] is None
-    assert authenticate(db, record, NOON + 100 * 365 * 86_400 * SECOND)
+    assert authenticate(reader, record, NOON + 100 * 365 * 86_400 * SECOND)
 
 
-def test_a_revoked_token_is_refused_at_once(db):
+def test_a_revoked_token_is_refused_at_once(db, reader):
     record, other = create(db), create(db)
     ticketapi.revoke_token(db, record["id"])
-    assert authenticate(db, record) is None
-    assert authenticate(db, other).id == other["id"]
+    assert authenticate(reader, record) is None
+    assert authenticate(reader, other).id == other["id"]
 
 
 @pytest.mark.parametrize("token_id", [0, 2, -1, 10**18])
@@ -187,8 +238,8 @@ def test_pruning_deletes_expired_tokens_alone(db):
         ([], False),
     ],
 )
-def test_a_token_may_do_what_its_abilities_say(db, abilities, may):
-    assert authenticate(db, create(db, abilities=abilities)).can("read:tickets") is may
+def test_a_token_may_do_what_its_abilities_say(db, reader, abilities, may):
+    assert authenticate(reader, create(db, abilities=abilities)).can("read:tickets") is may
 
 
 def test_an_owner_is_created_once(db):
@@ -220,38 +271,38 @@ def test_a_customer_may_own_a_token(db):
 # Last used ----------------------------------------------------------------------------------------
 
 
-def test_the_first_use_is_noted(desk, db):
+def test_the_first_use_is_noted(desk, db, reader):
     record = create(db)
     assert last_used_at(db, record) is None
-    note_use(desk, db, record, NOON + 5)
+    note_use(desk, reader, record, NOON + 5)
     assert last_used_at(db, record) == ticketapi.format_time(NOON + 5)
 
 
 @pytest.mark.parametrize(("after", "noted"), [(0, False), (1, False), (59_999_999, False), (60_000_000, True), (10**9, True)])
-def test_a_use_is_noted_at_most_once_a_minute(desk, db, after, noted):
+def test_a_use_is_noted_at_most_once_a_minute(desk, db, reader, after, noted):
     record = create(db)
-    note_use(desk, db, record, NOON)
+    note_use(desk, reader, record, NOON)
     version = db.execute("PRAGMA data_version").fetchone()[0]
-    note_use(desk, db, record, NOON + after)
+    note_use(desk, reader, record, NOON + after)
     assert last_used_at(db, record) == ticketapi.format_time(NOON + after * noted)
     assert (db.execute("PRAGMA data_version").fetchone()[0] != version) == noted
 
 
-def test_a_use_is_given_up_without_waiting_while_the_desk_is_locked(desk, db):
+def test_a_use_is_given_up_without_waiting_while_the_desk_is_locked(desk, db, reader):
     record = create(db)
     with closing(ticketapi.connect(desk)) as other:
         with ticketapi.transaction(other):
             begun = time.monotonic()
-            note_use(desk, db, record, NOON)
+            note_use(desk, reader, record, NOON)
             assert time.monotonic() - begun < 1
         assert last_used_at(db, record) is None
-    note_use(desk, db, record, NOON + 1)
+    note_use(desk, reader, record, NOON + 1)
     assert last_used_at(db, record) == ticketapi.format_time(NOON + 1)
 
 
-def test_the_use_of_a_token_revoked_meanwhile_brings_nothing_back(desk, db):
+def test_the_use_of_a_token_revoked_meanwhile_brings_nothing_back(desk, db, reader):
     record = create(db)
-    token = authenticate(db, record)
+    token = authenticate(reader, record)
     ticketapi.revoke_token(db, record["id"])
     ticketapi.note_token_use(desk, token, NOON)
     assert ticketapi.list_tokens(db) == []

@@ -1,0 +1,285 @@
+"""No query that a request, a command or a job runs scans a table or sorts: the plans of the statements that really ran."""
+
+import re
+import sqlite3
+import sys
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from functools import partial
+from io import StringIO
+from typing import NamedTuple
+
+import pytest
+from conftest import NOON, SECOND, Api, HandClock
+from test_seams import FUNCTIONS, TREE, room_of
+
+import ticketapi
+
+HOUR = 3600 * SECOND
+
+TOKENS = "sqlite_autoindex_personal_access_tokens_1"
+
+# What the plans may hold in spite of all, by function and line, with the reason.
+ALLOWED = {
+    ("list_open_tickets", "SCAN (subquery-1)"): "a page, put together from the rows found",
+    ("list_closed_tickets", "SCAN (subquery-1)"): "a page, put together from the rows found",
+    ("list_user_tickets", "SCAN (subquery-1)"): "a page, put together from the rows found",
+    ("find_open_bounds", "SCAN CONSTANT ROW"): "two look-ups side by side",
+    ("has_tokens", "SCAN CONSTANT ROW"): "one look-up",
+    ("has_tokens", "SCAN personal_access_tokens"): "ends at the first row",
+    ("has_tokens", f"SCAN personal_access_tokens USING COVERING INDEX {TOKENS}"): "ends at the first row",
+    ("find_newest_ticket", "SCAN tickets"): "from the last row backwards, ends at the first row",
+    ("find_open_ticket", "SCAN tickets USING INDEX tickets_open"): "skips tickets on the index, where ids have gaps",
+    ("list_oldest_open_tickets", "SCAN tickets USING INDEX tickets_open"): "in the list's order, ends after a batch",
+    ("list_tickets_counts", "SCAN json_each VIRTUAL TABLE INDEX 1:"): "the authors of one batch, handed in as JSON",
+    ("list_tokens", "SCAN tokens"): "prints all tokens",
+    ("delete_expired_tokens", "SCAN personal_access_tokens"): "all tokens are few, and a person asked for it",
+    ("create_schema", "SCAN 2 CONSTANT ROWS"): "the counters of a new desk",
+    ("read_identity", "SCAN sqlite_master"): "counts the tables of a file that may be another program's",
+}
+
+
+class Ran(NamedTuple):
+    """A statement that ran, and how."""
+
+    function: str
+    sql: str
+    plan: tuple[str, ...]
+
+
+class Watched(sqlite3.Connection):
+    """A connection that notes the plan of each statement before it runs it, with the same values and by the same views."""
+
+    ran = None  # a dict of Ran by function and statement
+
+    def note(self, function, sql, values):
+        """Note a statement that works on rows."""
+        if (function, sql) not in self.ran and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", sql):
+            rows = super().execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()
+            self.ran[function, sql] = Ran(function, sql, tuple(row[3] for row in rows))
+
+    def execute(self, sql, values=()):
+        self.note(sys._getframe(1).f_code.co_name, sql, values)
+        return super().execute(sql, values)
+
+    def executemany(self, sql, values):
+        values = list(values)
+        if values:
+            self.note(sys._getframe(1).f_code.co_name, sql, values[0])
+        return super().executemany(sql, values)
+
+
+def offences(ran):
+    """Return (function, line of its plan) of what scans or sorts."""
+    lines = [(item.function, re.sub(r"SUBQUERY (\d+)$", r"(subquery-\1)", line)) for item in ran for line in item.plan]
+    return {(function, line) for function, line in lines if "TEMP B-TREE" in line or line.startswith("SCAN")}
+
+
+def queries():
+    """Return the names of the functions of room 3."""
+    return {top.name for top in TREE.body if isinstance(top, FUNCTIONS) and room_of(top.lineno) == 3}
+
+
+# What a desk lives through -----------------------------------------------------------------------
+
+
+def run_commands(path):
+    """Run every command but `serve`."""
+    commands = (
+        f"generate --count {ticketapi.BATCH + 50} --since 90d",
+        "generate --count 400 --seed 7",
+        "process --count 100",
+        "token create --user ann@example.com --expires 1s",
+        "token create",
+        "token list",
+        "token revoke 2",
+        "token prune",
+        "process --json",
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
+        for command in commands:
+            assert ticketapi.main([*command.split(), "--db", str(path)]) == 0, err.getvalue()
+
+
+def run_jobs(settings, now):
+    """Run both jobs of the scheduler at their first boundary."""
+    jobs = ticketapi.scheduled_jobs(settings, 1)
+    for moment in (now, now + HOUR):
+        ticketapi.run_due_jobs(jobs, moment)
+    assert len(jobs) == 2
+
+
+def serve_in_process(path, clock):
+    """Return the app with its readers and audit log, as `serve` makes them."""
+    settings = replace(ticketapi.Settings(db=path), rate=0)
+    readers, audit = ticketapi.Readers(path), ticketapi.AuditLog(settings.audit_db, grouped=True)
+    return Api(settings, clock, readers, audit, ticketapi.make_app(settings, readers, audit, clock))
+
+
+def ask_everything(api, token, author):
+    """Send requests of every kind to every route."""
+    for path in ("/api/tickets/open", "/api/tickets/closed", f"/api/users/{author}/tickets"):
+        for query in ("", "?page=2&per_page=20", "?page=100000", "?per_page=200", "?page=x", "?cursor="):
+            answer = api.get(path + query, token=token)
+            assert answer.status == (422 if query == "?page=x" else 200)
+        follow(api, token, f"{path}?cursor=&per_page=7", "next")
+        answer = api.get(path, token=token)
+        assert api.get(path, token=token, headers={"If-None-Match": answer.headers["etag"]}).status == 304
+        assert api.request("HEAD", path, token=token).status == 200
+    for path, status in (("/api/stats", 200), ("/up", 200), ("/api/users/999999999/tickets", 404), ("/api/nope", 404)):
+        assert api.get(path, token=token).status == status
+    assert api.get("/api/stats", token=ticketapi.new_token_text()).status == 401
+    assert api.request("OPTIONS", "/api/stats").status == 200
+    api.audit.commit()
+
+
+def follow(api, token, url, direction, steps=4):
+    """Go some pages along the cursors of a list, and back."""
+    for _ in range(steps):
+        url = api.get(url, token=token).json["links"][direction].removeprefix("http://desk.test:8000")
+    if direction == "next":
+        follow(api, token, url, "prev", steps)
+
+
+def make_gaps(db):
+    """Close some open tickets out of order, as an agent would."""
+    with ticketapi.transaction(db):
+        ids = [row["id"] for row in ticketapi.list_oldest_open_tickets(db, 50)][3:30:3]
+        first, last = ticketapi.count_tickets(db, ticketapi.CLOSED) + 1, ticketapi.last_closing(db)
+        closings = [(ticketapi.format_time(last + n), first + n - 1, ticket_id) for n, ticket_id in enumerate(ids, 1)]
+        ticketapi.close_tickets(db, closings)
+        ticketapi.add_ticket_count(db, ticketapi.OPEN, -len(ids))
+        ticketapi.add_ticket_count(db, ticketapi.CLOSED, len(ids))
+
+
+def live(path):
+    """Let a desk live through everything that is there to live through."""
+    settings, clock = ticketapi.Settings(db=path), HandClock(now=ticketapi.wall_microseconds() + 3 * HOUR)
+    with closing(ticketapi.open_database(path, "desk")) as db:
+        ticketapi.suggest_next_steps(db, settings)
+        run_commands(path)
+        ticketapi.suggest_next_steps(db, settings)
+        ticketapi.generate_history(db, 300, HOUR // SECOND, clock.now, 1)  # closes the backlog first
+        ticketapi.generate_tickets(db, 400, clock.now, 1)
+        run_jobs(settings, clock.now)
+        token = ticketapi.create_token(db, "bob@example.com", "test", ["*"], 0, clock.now)["token"]
+        author = ticketapi.find_top_user(db)["id"]
+        api = serve_in_process(path, clock)
+        with closing(api.readers), closing(api.audit):
+            ask_everything(api, token, author)
+            make_gaps(db)
+            ask_everything(api, token, author)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What ran while a desk lived."""
+    path = tmp_path_factory.mktemp("plans") / "desk.db"
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()):
+        patch.setattr(Watched, "ran", {})
+        patch.setattr(ticketapi.sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+        live(path)
+        return tuple(Watched.ran.values())
+
+
+# The plans ---------------------------------------------------------------------------------------
+
+
+def test_every_query_was_met(ran):
+    assert queries() - {item.function for item in ran} == set()
+
+
+def test_every_statement_is_a_query_or_belongs_to_a_new_file(ran):
+    assert {item.function for item in ran} - queries() == {"create_schema", "read_identity"}
+
+
+def test_no_query_scans_a_table_or_sorts(ran):
+    assert offences(ran) - set(ALLOWED) == set()
+
+
+def test_what_is_allowed_is_allowed_to_a_query_that_there_is(ran):
+    assert {function for function, _ in ALLOWED} <= {item.function for item in ran}
+
+
+@pytest.mark.parametrize(
+    ("function", "index"),
+    [
+        ("list_open_tickets", "tickets_open (id>? AND id<?)"),
+        ("list_closed_tickets", "tickets_closed (closed_number>? AND closed_number<?)"),
+        ("list_user_tickets", "tickets_by_user (user_id=? AND user_number>? AND user_number<?)"),
+        ("find_open_ticket_before", "tickets_open (id<?)"),
+        ("find_top_user", "users_by_tickets_count (tickets_count>?)"),
+    ],
+)
+def test_a_list_is_read_from_its_own_index(ran, function, index):
+    [plan] = [item.plan for item in ran if item.function == function]
+    assert any(line.startswith("SEARCH") and line.endswith(index) for line in plan), plan
+
+
+@pytest.fixture(scope="module")
+def desks(tmp_path_factory):
+    """Readers of two desks, with 500 and 5,000 tickets, half of them closed."""
+    with ExitStack() as stack:
+        readers = []
+        for tickets in (500, 5000):
+            path = tmp_path_factory.mktemp("desks") / f"{tickets}.db"
+            db = stack.enter_context(closing(ticketapi.open_database(path, "desk")))
+            readers.append(stack.enter_context(closing(ticketapi.connect_reader(path))))
+            ticketapi.generate_tickets(db, tickets, NOON, 1)
+            ticketapi.process_tickets(db, tickets // 2, NOON)
+            for _ in range(tickets // 50):
+                ticketapi.create_token(db, "ann@example.com", "test", [], 0, NOON)
+        yield readers
+
+
+def steps_of(db, function, *arguments):
+    """Return how many steps of SQLite's machine a query takes, in tens."""
+    tens = []
+    db.set_progress_handler(lambda: tens.append(1), 10)
+    function(db, *arguments)
+    db.set_progress_handler(None, 10)
+    return len(tens)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("find_newest_ticket", ()),
+        ("has_tokens", ()),
+        ("find_open_bounds", ()),
+        ("find_top_user", ()),
+        ("find_last_closed_at", ()),
+        ("list_oldest_open_tickets", (1,)),
+        ("list_open_tickets", (1, 10**9, 50)),
+        ("list_closed_tickets", (1, 50)),
+        ("list_user_tickets", (1, 3, 1)),
+        ("count_tickets", (2,)),
+    ],
+)
+def test_a_query_takes_the_same_steps_on_a_desk_ten_times_as_large(desks, name, arguments):
+    small, large = (steps_of(reader, getattr(ticketapi, name), *arguments) for reader in desks)
+    assert abs(large - small) <= 2
+
+
+# The test itself ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("SELECT id FROM tickets WHERE subject = 's'", {"SCAN tickets"}),
+        ("SELECT id FROM tickets WHERE id > 5 ORDER BY subject", {"USE TEMP B-TREE FOR ORDER BY"}),
+        ("SELECT count(*) FROM users", {"SCAN users USING COVERING INDEX sqlite_autoindex_users_1"}),
+        ("UPDATE tickets SET status = 1 WHERE content = 'c'", {"SCAN tickets"}),
+        ("DELETE FROM tickets WHERE user_number = 1", {"SCAN tickets"}),
+        ("SELECT id FROM tickets WHERE id = 1", set()),
+    ],
+)
+def test_a_scan_and_a_sort_would_be_seen(desk, db, sql, found):
+    with closing(sqlite3.connect(desk, factory=Watched)) as watched, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watched, "ran", {})
+        watched.execute(sql)
+        seen = offences(Watched.ran.values())
+    function = "test_a_scan_and_a_sort_would_be_seen"
+    assert {line for _, line in seen} == found
+    assert {name for name, _ in seen} <= {function}

@@ -1,0 +1,438 @@
+"""A desk of version 1 is upgraded when it is opened: it keeps all it held, or stays of version 1 when something fails."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import NOON, SECOND, WITHOUT_PRIVILEGES
+
+import ticketapi
+
+SCHEMA = Path(__file__).with_name("schema-1.sql").read_text()
+APPLICATION_ID = 0x544B5444
+PROGRAM = (sys.executable, "-m", "ticketapi")
+TICKETS = 300
+ROUNDS = int(os.environ.get("PROOF_ROUNDS", "25"))
+COLUMNS = "id, user_id, subject, content, status, created_at, updated_at, closed_at"
+KEPT = {
+    "users": "SELECT * FROM users ORDER BY id",
+    "tickets": f"SELECT {COLUMNS} FROM tickets ORDER BY id",
+    "ticket_counts": "SELECT * FROM ticket_counts ORDER BY status",
+    "personal_access_tokens": "SELECT * FROM personal_access_tokens ORDER BY id",
+    "sqlite_sequence": "SELECT * FROM sqlite_sequence",
+}
+LISTS = {
+    "open": "WHERE status = 1 ORDER BY created_at, id",
+    "closed": "WHERE status = 2 ORDER BY closed_at DESC, id DESC",
+    1: "WHERE user_id = 1 ORDER BY created_at DESC, id DESC",
+    7: "WHERE user_id = 7 ORDER BY created_at DESC, id DESC",
+    12: "WHERE user_id = 12 ORDER BY created_at DESC, id DESC",  # who wrote nothing
+}
+
+# Opens a desk when told to, says what came of it, and kills itself before the Nth statement or after so many steps of one.
+OPENER = """
+import os, signal, sqlite3, sys, ticketapi
+from functools import partial
+from pathlib import Path
+_, path, before, steps = sys.argv
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Deadly(sqlite3.Connection):
+    left = int(before)
+
+    def execute(self, sql, *values):
+        if sql.lstrip("\\n").startswith("--") or "tickets" in sql or "user_version =" in sql or sql == "COMMIT":
+            Deadly.left -= 1
+            if Deadly.left == 0:
+                die()
+            if int(steps) and "row_number" in sql:
+                self.set_progress_handler(die, int(steps))
+        return super().execute(sql, *values)
+
+ticketapi.sqlite3.connect = partial(sqlite3.connect, factory=Deadly)
+ticketapi.configure_log("info")
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    ticketapi.open_database(Path(path), "desk").close()
+    print("opened")
+except ticketapi.TicketApiError as error:
+    print(error)
+"""
+
+
+def moments(count, step=SECOND):
+    """Return times that grow, but for four equal ones at the start of each ten."""
+    return [ticketapi.format_time(NOON + (n // 10 * 10 + max(0, n % 10 - 3)) * step) for n in range(count)]
+
+
+def version_1_rows(tickets):
+    """Return users and tickets as the columns of version 1; two of three tickets are closed, first in, first out."""
+    arrivals, endings = moments(tickets), moments(tickets, 2 * SECOND)
+    rows = []
+    for n in range(tickets):
+        closed_at = endings[n] if n < tickets * 2 // 3 else None
+        author = 1 + n * n % 11
+        text = (f"Subject {n} \u00e9", f'Content "{n}"\nof a ticket')
+        rows.append((n + 1, author, *text, 2 if closed_at else 1, arrivals[n], closed_at or arrivals[n], closed_at))
+    written = Counter(author for _, author, *_ in rows)
+    names = [
+        (n, f"Customer {n}", f"c{n}@example.com", written[n], arrivals[0] if rows else moments(1)[0]) for n in range(1, 13)
+    ]
+    return names, rows
+
+
+def make_version_1(path, tickets=TICKETS):
+    """Make a desk as version 1 left it behind, with plain SQL."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    users, rows = version_1_rows(tickets)
+    waiting = sum(row[4] == 1 for row in rows)
+    tokens = [
+        (1, 1_000_000_000, "one", "0" * 64, '["read:tickets"]', moments(1)[0], None, moments(1)[0]),
+        (4, 3, "two", "f" * 64, '["*"]', None, moments(2)[1], moments(1)[0]),
+    ]
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(f"BEGIN; {SCHEMA} COMMIT")
+        db.execute("BEGIN")
+        db.executemany("INSERT INTO users (id, name, email, tickets_count, created_at) VALUES (?, ?, ?, ?, ?)", users)
+        owner = (1_000_000_000, "Operator", ticketapi.OPERATOR_EMAIL, 0, moments(1)[0])
+        db.execute("INSERT INTO users (id, name, email, tickets_count, created_at) VALUES (?, ?, ?, ?, ?)", owner)
+        db.executemany("INSERT INTO tickets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        db.executemany("UPDATE ticket_counts SET tickets = ? WHERE status = ?", [(waiting, 1), (len(rows) - waiting, 2)])
+        db.executemany("INSERT INTO personal_access_tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?)", tokens)
+        db.execute("UPDATE sqlite_sequence SET seq = 9")  # tokens up to 9 were revoked
+        db.execute("COMMIT")
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 1")
+    return path
+
+
+def ask(path, sql):
+    """Return the rows that a query finds, as tuples, without ticketapi."""
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(sql).fetchall()
+
+
+def kept(path):
+    """Return what an upgrade keeps, by table."""
+    return {table: ask(path, sql) for table, sql in KEPT.items()}
+
+
+def schema(path):
+    """Return the tables and indexes of a file as they were made."""
+    return ask(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+
+
+def version(path):
+    """Return the version of a file's schema."""
+    return ask(path, "PRAGMA user_version")[0][0]
+
+
+def files(directory):
+    """Return the bytes of every file of a directory."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def start_opener(path, before=0, steps=0, **more):
+    """Start a process that opens a desk once it gets a line."""
+    command = [sys.executable, "-c", OPENER, str(path), str(before), str(steps)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, **pipes, **more)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def upgrade(path):
+    """Open a desk as every command does."""
+    ticketapi.open_database(path, "desk").close()
+
+
+def assert_upgraded(path, before):
+    """Check that a desk is of version 2, sound, and holds what it held."""
+    assert version(path) == 2
+    assert ask(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
+    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
+    assert ask(path, "PRAGMA foreign_key_check") == []
+    assert kept(path) == before
+
+
+def assert_untouched(path, before):
+    """Check that a desk is of version 1 as it was, and can be upgraded yet."""
+    assert version(path) == 1
+    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
+    assert kept(path) == before
+    upgrade(path)
+    assert_upgraded(path, before)
+
+
+@pytest.fixture
+def old(desk):
+    """The path of a desk of version 1."""
+    return make_version_1(desk)
+
+
+# What an upgrade does ----------------------------------------------------------------------------
+
+
+def test_the_old_desk_is_what_version_1_made(old):
+    assert version(old) == 1
+    assert {name for _, name, *_ in schema(old)} >= {"tickets", "tickets_open", "users_by_tickets_count"}
+    ties = "SELECT count(*) - count(DISTINCT created_at), count(closed_at) - count(DISTINCT closed_at) FROM tickets"
+    assert min(ask(old, ties)[0]) > 10
+    assert len(ask(old, KEPT["tickets"])) == TICKETS
+
+
+def test_an_upgrade_keeps_tickets_users_counters_and_tokens(old):
+    before = kept(old)
+    upgrade(old)
+    assert_upgraded(old, before)
+
+
+def test_an_upgraded_file_has_the_tables_and_indexes_of_a_new_one(old, tmp_path):
+    upgrade(old)
+    upgrade(tmp_path / "new.db")
+    assert schema(old) == schema(tmp_path / "new.db")
+
+
+def test_the_tickets_of_a_user_are_numbered_in_the_order_they_came(old):
+    upgrade(old)
+    so_far = Counter()
+    for user_id, number in ask(old, "SELECT user_id, user_number FROM tickets ORDER BY created_at, id"):
+        so_far[user_id] += 1
+        assert number == so_far[user_id]
+    assert sum(so_far.values()) == TICKETS
+
+
+def test_the_closed_tickets_are_numbered_in_the_order_they_were_closed(old):
+    upgrade(old)
+    numbers = ask(old, "SELECT closed_number FROM tickets WHERE status = 2 ORDER BY closed_at, id")
+    assert numbers == [(number,) for number in range(1, TICKETS * 2 // 3 + 1)]
+    assert ask(old, "SELECT count(*) FROM tickets WHERE status = 1 AND closed_number IS NOT NULL") == [(0,)]
+
+
+def pages_of(db, name, per_page):
+    """Return the ids of all pages of a list, one after the other, and of one past the end."""
+    show = {"open": ticketapi.open_tickets_page, "closed": ticketapi.closed_tickets_page}.get(name)
+    page, last, pages = 0, 1, []
+    while page <= last:
+        page += 1
+        asked = ticketapi.parse_list_request("http://desk.test/x", {"page": str(page), "per_page": str(per_page)})
+        answer = json.loads(show(db, asked) if show else ticketapi.user_tickets_page(db, name, asked))
+        pages.append([ticket["id"] for ticket in answer["data"]])
+        last = answer["meta"]["last_page"]
+    return pages
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("per_page", [7, 200])
+def test_every_page_equals_a_plain_query(old, name, per_page):
+    ids = [ticket_id for (ticket_id,) in ask(old, f"SELECT id FROM tickets {LISTS[name]}")]  # of version 1 still
+    upgrade(old)
+    with closing(ticketapi.connect_reader(old)) as db:
+        pages = pages_of(db, name, per_page)
+    assert pages == [*([ids[i : i + per_page] for i in range(0, len(ids), per_page)] or [[]]), []]
+
+
+def test_an_upgraded_desk_lives_on(old):
+    upgrade(old)
+    with closing(ticketapi.open_database(old, "desk")) as db:
+        later = NOON + 3600 * SECOND
+        assert ticketapi.generate_tickets(db, 50, later, 1) == 50
+        assert ticketapi.process_tickets(db, 120, later) == list(range(TICKETS * 2 // 3 + 1, TICKETS * 2 // 3 + 121))
+        assert ticketapi.create_token(db, "c3@example.com", "new", [], 0, later)["id"] == 10
+    numbers = ask(old, "SELECT closed_number FROM tickets WHERE status = 2 ORDER BY closed_at, id")
+    assert numbers == [(number,) for number in range(1, len(numbers) + 1)]
+    wrong = """
+        SELECT users.id FROM users JOIN tickets ON users.id = user_id
+        GROUP BY users.id HAVING max(user_number) != tickets_count OR count(*) != tickets_count
+    """
+    assert ask(old, wrong) == []
+
+
+def test_an_empty_desk_is_upgraded_too(desk):
+    make_version_1(desk, tickets=0)
+    before = kept(desk)
+    upgrade(desk)
+    assert_upgraded(desk, before)
+
+
+def test_what_lies_in_the_log_yet_is_upgraded_too(old, tmp_path):
+    with closing(sqlite3.connect(old, isolation_level=None)) as writer:
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        writer.execute("UPDATE tickets SET subject = 'changed' WHERE id = 5")
+        before = kept(old)
+        (tmp_path / "killed").mkdir()
+        for path in sorted(tmp_path.glob("desk.db*")):  # as after kill -9
+            shutil.copy(path, tmp_path / "killed")
+    copy = tmp_path / "killed" / "desk.db"
+    assert copy.with_name("desk.db-wal").stat().st_size
+    upgrade(copy)
+    assert_upgraded(copy, before)
+
+
+# What it leaves alone ----------------------------------------------------------------------------
+
+
+def test_a_second_opening_changes_nothing(old):
+    upgrade(old)
+    before = files(old.parent)
+    upgrade(old)
+    assert files(old.parent) == before
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_the_file_keeps_its_mode(old, mode):
+    old.chmod(mode)
+    with closing(ticketapi.open_database(old, "desk")):
+        assert {path.stat().st_mode & 0o777 for path in old.parent.iterdir()} == {mode}
+    assert old.stat().st_mode & 0o777 == mode
+
+
+def test_an_audit_log_of_version_1_is_current_and_left_as_it_is(desk):
+    with closing(ticketapi.open_database(desk, "audit")) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+    before = desk.read_bytes()
+    ticketapi.AuditLog(desk).close()
+    assert desk.read_bytes() == before
+
+
+def test_a_desk_of_version_3_is_refused_and_stays_as_it_was(old):
+    with closing(sqlite3.connect(old)) as db:
+        db.execute("PRAGMA user_version = 3")
+    before = old.read_bytes()
+    with pytest.raises(ticketapi.TicketApiError, match=r"newer ticketapi \(schema 3, this one knows 2\); upgrade ticketapi$"):
+        upgrade(old)
+    assert old.read_bytes() == before
+
+
+# Commands ----------------------------------------------------------------------------------------
+
+
+def test_a_command_upgrades_without_a_word(run, old):
+    first = TICKETS * 2 // 3 + 1
+    expected = f"Processed 2 tickets\nTicket IDs: {first}, {first + 1}\n"
+    assert run("process", "--count", 2, "--db", old) == (0, expected, "")
+    assert version(old) == 2
+
+
+def test_a_server_upgrades_and_tells_so_in_its_log(serve, old):
+    served = serve("--db", old, "--no-scheduler")
+    with closing(ticketapi.open_database(old, "desk")) as db:
+        token = ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "t", ["*"], 0, ticketapi.wall_microseconds())["token"]
+    stats = served.get("/api/stats", token=token).json
+    assert (stats["total_tickets"], stats["total_unprocessed_tickets"]) == (TICKETS, TICKETS // 3)
+    assert len([line for line in served.stop()[2].splitlines() if "desk 1 to 2" in line]) == 1
+
+
+def test_processes_that_open_at_once_upgrade_once(tmp_path):
+    for round_ in range(3):
+        path = make_version_1(tmp_path / f"{round_}.db")
+        before = kept(path)
+        processes = [start_opener(path) for _ in range(2)]
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=30) for process in processes]
+        assert [out for out, _ in said] == ["opened\n"] * 2
+        assert "".join(err for _, err in said).count("desk 1 to 2") == 1
+        assert_upgraded(path, before)
+
+
+# What may fail -----------------------------------------------------------------------------------
+
+
+def statements():
+    """Return how many statements an upgrade runs, with those that end it."""
+    return len(ticketapi.schema_statements("desk 1 to 2")) + 2
+
+
+@pytest.mark.parametrize(
+    ("before", "steps"), [(1, 0), (2, 0), (5, 0), (6, 0), (7, 0), (8, 0), (statements() - 1, 0), (statements(), 0), (0, 2000)]
+)
+def test_a_desk_whose_upgrade_was_killed_is_of_version_1_as_it_was(old, before, steps):
+    kept_before = kept(old)
+    process = start_opener(old, before, steps)
+    process.communicate("go\n", timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert_untouched(old, kept_before)
+
+
+def test_a_desk_whose_upgrade_fails_is_of_version_1_as_it_was(old):
+    before = kept(old)
+    limit = (20_000, resource.RLIM_INFINITY)
+
+    def small_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    process = start_opener(old, preexec_fn=small_disk)
+    out, err = process.communicate("go\n", timeout=30)
+    assert (process.returncode, out.count("\n")) == (0, 1), err
+    assert "opened" not in out
+    assert str(old) in out
+    assert_untouched(old, before)
+
+
+def test_a_desk_that_may_not_be_written_is_refused_in_one_line_and_stays_as_it_was(old):
+    before = old.read_bytes()
+    old.chmod(0o400)
+    command = [*WITHOUT_PRIVILEGES, *PROGRAM, "process", "--db", str(old)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"{old} is read-only" in done.stderr
+    assert old.read_bytes() == before
+
+
+@pytest.mark.proof  # it waits for the lock, five seconds
+def test_a_desk_that_another_program_holds_is_refused_in_one_line_and_stays_as_it_was(old):
+    before = kept(old)
+    with closing(sqlite3.connect(old, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        done = subprocess.run([*PROGRAM, "process", "--db", str(old)], capture_output=True, text=True, timeout=30)
+        holder.execute("ROLLBACK")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"database is locked: another program holds {old}" in done.stderr
+    assert_untouched(old, before)
+
+
+@pytest.mark.proof
+def test_an_upgrade_killed_at_any_moment_happened_or_did_not(tmp_path):
+    original = make_version_1(tmp_path / "original.db", 50_000)
+    before, chance = kept(original), random.Random(1)
+    copy, versions = tmp_path / "copies" / "desk.db", Counter()
+    copy.parent.mkdir()
+    whole = None
+    for _ in range(ROUNDS + 1):
+        for path in copy.parent.iterdir():
+            path.unlink()
+        shutil.copy(original, copy)
+        process = start_opener(copy)
+        begin = time.monotonic()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        try:
+            process.wait(whole and chance.uniform(0.01, whole))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        whole = whole or time.monotonic() - begin
+        versions[version(copy)] += 1
+        assert kept(copy) == before
+        upgrade(copy)
+        assert_upgraded(copy, before)
+    assert versions[1]
+    assert versions[2]
