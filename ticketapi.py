@@ -615,20 +615,24 @@ def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) 
 class Tickets(NamedTuple):
     """Some tickets of a list, as JSON objects with commas between them, with the lowest and highest of their keys."""
 
-    json: bytes | None  # None, as the keys, when there are no tickets
+    json: bytes | None  # None when there are no tickets
     size: int
     lowest: int
     highest: int
 
 
-def find_open_bounds(db: sqlite3.Connection) -> tuple[int, int] | None:
-    """Return the lowest and the highest id of the open tickets, or None."""
-    lowest, highest = db.execute(
+def find_open_bounds(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return how many tickets are open, from the counter, with the lowest and the highest of their ids, 0 for none."""
+    row = db.execute(
         """
-        SELECT (SELECT min(id) FROM tickets WHERE status = 1), (SELECT max(id) FROM tickets WHERE status = 1)
+        SELECT tickets,
+               coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
+               coalesce((SELECT max(id) FROM tickets WHERE status = 1), 0)
+        FROM ticket_counts
+        WHERE status = 1
         """
     ).fetchone()
-    return None if lowest is None else (lowest, highest)
+    return row[0], row[1], row[2]
 
 
 def list_open_tickets(db: sqlite3.Connection, lowest: int, highest: int, limit: int) -> Tickets:
@@ -683,9 +687,9 @@ def list_closed_tickets(db: sqlite3.Connection, lowest: int, highest: int) -> Ti
     """Return the closed tickets of a range of numbers, most recently closed first; their key is their number."""
     row = db.execute(
         """
-        SELECT CAST(group_concat(resource) AS BLOB), count(*), min(closed_number), max(closed_number)
+        SELECT CAST(group_concat(resource) AS BLOB), count(*)
         FROM (
-            SELECT resource, closed_number
+            SELECT resource
             FROM ticket_resources
             WHERE closed_number BETWEEN :lowest AND :highest
             ORDER BY closed_number DESC
@@ -693,16 +697,16 @@ def list_closed_tickets(db: sqlite3.Connection, lowest: int, highest: int) -> Ti
         """,
         {"lowest": lowest, "highest": highest},
     ).fetchone()
-    return Tickets(*row)
+    return Tickets(row[0], row[1], lowest, highest)
 
 
 def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id: int) -> Tickets:
     """Return the tickets of one user in a range of numbers, newest first; their key is their number."""
     row = db.execute(
         """
-        SELECT CAST(group_concat(resource) AS BLOB), count(*), min(user_number), max(user_number)
+        SELECT CAST(group_concat(resource) AS BLOB), count(*)
         FROM (
-            SELECT resource, user_number
+            SELECT resource
             FROM ticket_resources
             WHERE user_id = :user_id AND user_number BETWEEN :lowest AND :highest
             ORDER BY user_number DESC
@@ -710,7 +714,7 @@ def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id
         """,
         {"user_id": user_id, "lowest": lowest, "highest": highest},
     ).fetchone()
-    return Tickets(*row)
+    return Tickets(row[0], row[1], lowest, highest)
 
 
 def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
@@ -1650,32 +1654,31 @@ def page_window(page: int, last: int) -> list[int | None]:
     return [1, 2, None, *range(page - 3, page + 4), None, last - 1, last]
 
 
+GAP_LINK = '{"url":null,"label":"...","active":false}'
+
+
 def page_json(asked: ListRequest, total: int, part: Slice) -> str:
     """Write `links` and `meta` of a page as Laravel's paginated resources have them, key by key; ours come last.
 
-    A template, as `meta.links` has up to 15 entries: json.dumps of the same takes three times as long.
+    A template, as `meta.links` has up to 15 entries: json.dumps of the same takes four times as long.
     """
     page, per_page, count = asked.page, asked.per_page, part.tickets.size
-    path, suffix = quote(asked.url), f"&per_page={per_page}" if asked.keep_per_page else ""
-    last = max(1, -(-total // per_page))
-
-    def url_of(target: int | None) -> str:
-        return f'{path[:-1]}?page={target}{suffix}"' if target else "null"
-
-    def link(label: str, target: int | None) -> str:
-        active = "true" if label == str(page) else "false"
-        return f'{{"url":{url_of(target)},"label":"{label}","page":{target or "null"},"active":{active}}}'
-
-    gap = '{"url":null,"label":"...","active":false}'
-    window = ",".join(link(str(number), number) if number else gap for number in page_window(page, last))
-    previous, following = page - 1 if page > 1 else None, page + 1 if page < last else None
-    start = (page - 1) * per_page + 1 if count else None
+    path, last = quote(asked.url), max(1, -(-total // per_page))
+    start, end = f"{path[:-1]}?page=", f'&per_page={per_page}"' if asked.keep_per_page else '"'
+    previous = ("null", "null") if page == 1 else (f"{start}{page - 1}{end}", page - 1)
+    following = ("null", "null") if page >= last else (f"{start}{page + 1}{end}", page + 1)
+    window = [
+        f'{{"url":{start}{n}{end},"label":"{n}","page":{n},"active":{"true" if n == page else "false"}}}' if n else GAP_LINK
+        for n in page_window(page, last)
+    ]
+    first_row = (page - 1) * per_page + 1 if count else None
     cursor = next_cursor(asked.url, part)
     return (
-        f'"links":{{"first":{url_of(1)},"last":{url_of(last)},"prev":{url_of(previous)},"next":{url_of(following)}}},'
-        f'"meta":{{"current_page":{page},"from":{start or "null"},"last_page":{last},"links":['
-        f"{link('&laquo; Previous', previous)},{window},{link('Next &raquo;', following)}],"
-        f'"path":{path},"per_page":{per_page},"to":{start + count - 1 if start else "null"},"total":{total},'
+        f'"links":{{"first":{start}1{end},"last":{start}{last}{end},"prev":{previous[0]},"next":{following[0]}}},'
+        f'"meta":{{"current_page":{page},"from":{first_row or "null"},"last_page":{last},"links":['
+        f'{{"url":{previous[0]},"label":"&laquo; Previous","page":{previous[1]},"active":false}},{",".join(window)},'
+        f'{{"url":{following[0]},"label":"Next &raquo;","page":{following[1]},"active":false}}],'
+        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total},'
         f'"next_cursor":{quote(cursor) if cursor else "null"}}}'
     )
 
@@ -1722,13 +1725,13 @@ def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListR
     return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
 
 
-def open_start(db: sqlite3.Connection, total: int, bounds: tuple[int, int], asked: ListRequest) -> int | None:
+def open_start(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> int | None:
     """Return the id from which a part of the open tickets goes on, or None past the end.
 
     First in, first out leaves no gaps between their ids, so that a page is a range of them. Once tickets were closed out of
     order, the start of a page is found by walking the index from the oldest.
     """
-    (first, last), cursor, offset = bounds, asked.cursor, (asked.page - 1) * asked.per_page
+    (total, first, last), cursor, offset = bounds, asked.cursor, (asked.page - 1) * asked.per_page
     if cursor:
         return cursor.key + 1 if cursor.forward else find_open_ticket_before(db, cursor.key, asked.per_page) or first
     if asked.by_cursor:
@@ -1736,13 +1739,12 @@ def open_start(db: sqlite3.Connection, total: int, bounds: tuple[int, int], aske
     return first + offset if last - first + 1 == total else find_open_ticket(db, offset)
 
 
-def open_slice(db: sqlite3.Connection, total: int, asked: ListRequest) -> Slice:
+def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
     """Return a part of the open tickets, which are in the order of their ids."""
-    bounds = find_open_bounds(db)
-    start = open_start(db, total, bounds, asked) if bounds else None
-    if bounds is None or start is None:
+    total, first, last = bounds
+    start = open_start(db, bounds, asked) if total else None
+    if start is None or start > last:
         return Slice(NO_TICKETS, 0, 0, False, False)
-    first, last = bounds
     end = asked.cursor.key - 1 if asked.cursor and not asked.cursor.forward else last
     tickets = list_open_tickets(db, start, end, asked.per_page)
     if not tickets.size:
@@ -1753,9 +1755,9 @@ def open_slice(db: sqlite3.Connection, total: int, asked: ListRequest) -> Slice:
 def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
     """Return a part of the open tickets, oldest first."""
     with snapshot(db):
-        total = count_tickets(db, OPEN)
-        part = open_slice(db, total, asked)
-    return render_list(asked, total, part)
+        bounds = find_open_bounds(db)
+        part = open_slice(db, bounds, asked)
+    return render_list(asked, bounds[0], part)
 
 
 def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
