@@ -107,7 +107,6 @@ log = logging.getLogger("ticketapi")
 # ======================================================================================================================
 
 OPEN, CLOSED = 1, 2
-STATUS_NAMES = {OPEN: "Open", CLOSED: "Closed"}
 
 MICROSECONDS = 1_000_000  # in a second; times inside the program are whole microseconds since 1970, UTC
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
