@@ -1708,7 +1708,7 @@ def render_list(asked: ListRequest, total: int, part: Slice) -> bytes:
     return b'{"data":[%b],%b}' % (part.tickets.json or b"", envelope.encode())
 
 
-NO_TICKETS = Tickets(None, 0, 0, 0)
+NOTHING = Slice(Tickets(None, 0, 0, 0), 0, 0, False, False)
 
 
 def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
@@ -1720,7 +1720,7 @@ def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListR
         highest = min(cursor.key - 1 if cursor.forward else cursor.key + size, total)
     lowest = max(1, cursor.key + 1 if cursor and not cursor.forward else highest - size + 1)
     if highest < lowest:
-        return Slice(NO_TICKETS, 0, 0, False, False)
+        return NOTHING
     return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
 
 
@@ -1743,11 +1743,11 @@ def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: List
     total, first, last = bounds
     start = open_start(db, bounds, asked) if total else None
     if start is None or start > last:
-        return Slice(NO_TICKETS, 0, 0, False, False)
+        return NOTHING
     end = asked.cursor.key - 1 if asked.cursor and not asked.cursor.forward else last
     tickets = list_open_tickets(db, start, end, asked.per_page)
     if not tickets.size:
-        return Slice(NO_TICKETS, 0, 0, False, False)
+        return NOTHING
     return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
 
 
@@ -1981,7 +1981,7 @@ class AuditHook:
     def after(self) -> None:
         """Finish a request: it is in the audit log before its answer is sent."""
         environ, response = bottle.request.environ, bottle.response
-        # Bottle's own dict: a fifth of a cached answer's time went into checking and respelling names and values known here.
+        # Bottle's own dict: a sixth of a cached answer's time went into checking and respelling names and values known here.
         headers: dict[str, list[str]] = response.headers.dict
         for name, value in self.headers(environ).items():
             if name != "Vary" or name not in headers:  # a preflight's answer has one of its own
@@ -2523,7 +2523,7 @@ class LoopDispatcher:
 
     A worker thread hands the interpreter's lock to and fro with the event loop; without one a cached page took 0.26 ms of CPU
     time instead of 0.34. The answers to all requests that arrived together are sent after `settle`, which commits their audit
-    rows in one transaction: 0.16 ms.
+    rows in one transaction: 0.20 ms instead of 0.26.
     """
 
     def __init__(self, settle: Callable[[], None]) -> None:

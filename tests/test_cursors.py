@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import NOON, SECOND, Api, HandClock
+from conftest import NOON, SECOND, Api, HandClock, close_out_of_order
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -42,17 +42,6 @@ def filled(db):
     ticketapi.process_tickets(db, 50, NOON + SECOND)
     close_out_of_order(db, range(140, 90, -5), NOON + 2 * SECOND)
     return db
-
-
-def close_out_of_order(db, ids, now):
-    """Close open tickets in the order given."""
-    with ticketapi.transaction(db):
-        moments = ticketapi.growing([now] * len(ids), ticketapi.last_closing(db))
-        numbers = range(ticketapi.count_tickets(db, ticketapi.CLOSED) + 1, 10**6)
-        closings = list(zip(map(ticketapi.format_time, moments), numbers, ids, strict=False))
-        ticketapi.close_tickets(db, closings)
-        ticketapi.add_ticket_count(db, ticketapi.OPEN, -len(closings))
-        ticketapi.add_ticket_count(db, ticketapi.CLOSED, len(closings))
 
 
 def listed(db, url):

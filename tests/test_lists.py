@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import NOON, SECOND
+from conftest import NOON, SECOND, close_out_of_order
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -55,17 +55,6 @@ def busy():
         ticketapi.process_tickets(desk.db, 20, NOON + SECOND)
         close_out_of_order(desk.db, range(100, 50, -5), NOON + 2 * SECOND)
         yield desk
-
-
-def close_out_of_order(db, ids, now):
-    """Close open tickets in the order given."""
-    with ticketapi.transaction(db):
-        moments = ticketapi.growing([now] * len(ids), ticketapi.last_closing(db))
-        numbers = range(ticketapi.count_tickets(db, ticketapi.CLOSED) + 1, 10**6)
-        closings = list(zip(map(ticketapi.format_time, moments), numbers, ids, strict=False))
-        ticketapi.close_tickets(db, closings)
-        ticketapi.add_ticket_count(db, ticketapi.OPEN, -len(closings))
-        ticketapi.add_ticket_count(db, ticketapi.CLOSED, len(closings))
 
 
 def open_ids(desk):
