@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -52,6 +53,7 @@ import math
 import os
 import pkgutil
 import re
+import resource
 import secrets
 import shlex
 import signal
@@ -130,7 +132,14 @@ BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten
 MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
 MAX_AUDIT_BYTES = 4096  # of a query or body
 MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 255, 1024  # in characters
+MAX_WAITING_AUDITS = 4000  # rows kept in memory while the log cannot be written: 2 MB as a rule, 24 MB at most
+AUDIT_WAIT_MS = 500  # how long requests wait, once, for a lock on the log
+PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
 REQUEST_SECONDS = 10.0  # in which a request must have arrived, from its first byte to its last
+MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
+MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
 
 DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
@@ -246,6 +255,13 @@ def parse_time(text: str) -> int:
     return seconds * MICROSECONDS + int(text[20:26])
 
 
+def escape(text: str) -> str:
+    """Write out what a terminal would act on: control characters, line breaks, marks that turn the reading direction."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 # ======================================================================================================================
 # Room 2. Database: opens, creates and locks the two files; the two idioms of a transaction. Touches sqlite3.
 # ======================================================================================================================
@@ -269,6 +285,7 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("locked", DeskBusy, "database is locked: another program holds {path}; try again when it is done"),
     ("readonly", TicketApiError, "{path} is read-only; give this user the right to write it and its directory"),
     ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
+    ("malformed", TicketApiError, "{path} is damaged ({error}); restore a backup"),
     ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
     ("unable to open", TicketApiError, "cannot open {path}; check the permissions of the file and its directory"),
 )
@@ -278,7 +295,7 @@ def explain_sqlite_error(error: sqlite3.Error, path: Path) -> TicketApiError:
     """Turn what SQLite reports into one line that names the file and the fix."""
     for fragment, kind, text in SQLITE_EXPLANATIONS:
         if fragment in str(error):
-            return kind(text.format(path=path))
+            return kind(text.format(path=path, error=error))
     return TicketApiError(f"{path}: {error}")
 
 
@@ -368,6 +385,30 @@ def check_identity(path: Path, part: str) -> None:
         raise TicketApiError(f"{path} is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi")
 
 
+def check_length(path: Path) -> None:
+    """Refuse a file that was cut short; while there is a WAL, SQLite may still have to lengthen it.
+
+    https://sqlite.org/fileformat.html, sections 1.3.2, 1.3.7 and 1.3.8.
+    """
+    with path.open("rb") as file:
+        header = file.read(100)
+        size = os.fstat(file.fileno()).st_size
+    pages = int.from_bytes(header[28:32], "big") if header[24:28] == header[92:96] else 0
+    wanted = pages * (int.from_bytes(header[16:18], "big") if header[16:18] != b"\0\1" else 65_536)
+    wal = path.with_name(path.name + "-wal")
+    if size < wanted and not (wal.exists() and wal.stat().st_size):
+        raise TicketApiError(f"{path} is damaged: it has {size} bytes of {wanted}; restore a backup")
+
+
+def check_tables(db: sqlite3.Connection, part: str, path: Path) -> None:
+    """Refuse a file that lacks one of our tables or indexes."""
+    wanted = re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX) +(\w+)", " ".join(schema_statements(part)))
+    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise TicketApiError(f"{path} is damaged: it lacks {', '.join(missing)}; restore a backup")
+
+
 def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
     """Switch a database to WAL, once for all; SQLite does not wait by itself for others who are opening the same new file."""
     for attempts_left in range(wait_ms // 20, -1, -1):
@@ -396,7 +437,7 @@ def connect(
     try:
         db.row_factory = sqlite3.Row
         enter_wal(db, wait_ms)
-        db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
+        set_busy_timeout(db, wait_ms)
         db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA cache_size = {-cache_kib:d}")
         db.execute("PRAGMA foreign_keys = ON")
@@ -479,10 +520,12 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     create_private_file(path)
     try:
         check_identity(path, part)
+        check_length(path)
         db = connect(path, synchronous=PARTS[part].synchronous, cache_kib=PARTS[part].cache_kib)
         try:
             if db.execute("PRAGMA user_version").fetchone()[0] != PARTS[part].version:
                 create_schema(db, part)
+            check_tables(db, part, path)
         except BaseException:
             db.close()
             raise
@@ -491,6 +534,23 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     except PermissionError as error:
         raise explain_sqlite_error(sqlite3.OperationalError("unable to open"), path) from error
     return db
+
+
+def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
+    """Set how long a connection waits for the locks of others."""
+    db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
+
+
+def probe_disk(path: Path) -> None:
+    """Write and remove a small file beside another; raises OSError when the disk is full or cannot be written."""
+    probe = path.with_name(path.name + "-probe")
+    handle = os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(handle, bytes(PROBE_BYTES)) < PROBE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(handle)
+        os.unlink(probe)
 
 
 def lock_desk(path: Path) -> int:
@@ -1819,11 +1879,20 @@ def audit_payload(value: Any) -> str | None:
         text = compact(payload)
     except RecursionError:
         return '{"unreadable":"nested too deeply"}'
-    data = text.encode(errors="replace")  # JSON may hold half a surrogate pair, which SQLite cannot keep
+    text = text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which SQLite cannot keep
+    data = escape_json(text).encode()
     if len(data) <= MAX_AUDIT_BYTES:
         return data.decode()
     start = data[: MAX_AUDIT_BYTES // 2 - 16].decode(errors="ignore")  # escaping its quotes may double it
     return compact({"truncated": start})
+
+
+def escape_json(text: str) -> str:
+    """Write the same JSON with what a terminal would act on escaped."""
+    if text.isprintable():
+        return text
+    escaped = (char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    return "".join(escaped).replace("\x7f", "\\u007f")  # the one control character that JSON allows
 
 
 def parse_body(raw: bytes, content_type: str) -> Any:
@@ -1840,50 +1909,121 @@ def parse_body(raw: bytes, content_type: str) -> Any:
 
 
 class AuditLog:
-    """The audit log's file: one connection that all threads share under a lock, and the count of rows that failed.
+    """The audit log's file: one connection that all threads share under a lock.
 
     A commit costs more than the row. So a server that answers several requests before it sends the answers has `grouped`
-    rows, which wait for its `commit`; else every row is committed at once.
+    rows, which wait for its `commit`; else every row is committed at once. While the file cannot be written, because it is
+    locked or the disk is full, answers go on, and the rows wait in memory, as many as MAX_WAITING_AUDITS.
     """
 
     def __init__(self, path: Path, grouped: bool = False) -> None:
         """Open the file, which is created when it is not there."""
         self.path = path
         self.grouped = grouped
-        self.failures = 0
+        self.failures = 0  # times that it could not be written
+        self.lost = 0  # rows
+        self._retry_at = -math.inf  # beyond all times while nothing fails
         self._db = open_database(path, "audit")
         self._lock = threading.Lock()
         self._waiting: list[Mapping[str, Any]] = []
+        set_busy_timeout(self._db, AUDIT_WAIT_MS)
 
-    def record(self, audit: Mapping[str, Any]) -> None:
-        """Take the row of one request."""
+    def record(self, audit: Mapping[str, Any], now: float) -> None:
+        """Take the row of one request; `now` is monotonic seconds."""
         with self._lock:
             self._waiting.append(audit)
         if not self.grouped:
-            self.commit()
+            self.commit(now)
 
-    def commit(self) -> None:
-        """Write the rows taken; those that cannot be written are counted and logged, as a failing audit breaks nothing."""
+    def commit(self, now: float) -> None:
+        """Write the rows taken; while that fails, try once a second and raise nothing: a failing audit breaks no answer."""
         with self._lock:
-            rows, self._waiting = self._waiting, []
-            try:
-                if rows:
-                    with transaction(self._db):
-                        insert_audits(self._db, rows)
-            except sqlite3.Error as error:
-                self.failures += len(rows)
-                log.error("audit rows lost, %d so far: %s: %s", self.failures, self.path, error)
+            if self._waiting and now >= self._retry_at:
+                self._write(now)
+
+    def _write(self, now: float) -> None:
+        """Write what waits, or leave it for later."""
+        try:
+            with transaction(self._db):
+                insert_audits(self._db, self._waiting)
+        except sqlite3.IntegrityError as error:  # a row that can never be written must not hold up the others
+            self.failures += 1
+            self._lose(len(self._waiting), str(error))
+        except sqlite3.Error as error:
+            self._postpone(error, now)
+        else:
+            self._waiting.clear()
+            if self._retry_at > -math.inf:
+                self._retry_at = -math.inf
+                set_busy_timeout(self._db, AUDIT_WAIT_MS)
+                log.info("the audit log is written again: %s", self.path)
+
+    def _postpone(self, error: sqlite3.Error, now: float) -> None:
+        """Leave the rows for a later second, in which nobody waits for a lock; beyond the bound the oldest are lost."""
+        self.failures += 1
+        if self._retry_at == -math.inf:
+            log.error("audit rows wait in memory: %s", explain_sqlite_error(error, self.path))
+            with suppress(sqlite3.Error):
+                set_busy_timeout(self._db, 0)
+        self._retry_at = now + 1
+        self._lose(len(self._waiting) - MAX_WAITING_AUDITS, "too many wait")
+
+    def _lose(self, rows: int, reason: str) -> None:
+        """Give up the oldest rows, if any, and say so."""
+        if rows > 0:
+            del self._waiting[:rows]
+            self.lost += rows
+            log.error("audit rows lost, %d so far: %s: %s", self.lost, self.path, reason)
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what waits, if that can be done, and close the file."""
+        self.commit(math.inf)
         with self._lock:
+            self._lose(len(self._waiting), "the server has ended")
             self._db.close()
+
+
+# Readiness ---------------------------------------------------------------------------------------
+
+
+class Readiness:
+    """Whether the desk can be read and its disk written. Anybody may ask, so it looks once a second at most."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the desk's file."""
+        self.path = path
+        self._looked_at = -math.inf
+        self._reason: str | None = None
+
+    def reason_not(self, readers: Readers, now: float) -> str | None:
+        """Return why the desk is not ready, or None; `now` is monotonic seconds."""
+        if now - self._looked_at >= 1:
+            self._looked_at, self._reason = now, self._look(readers)
+        return self._reason
+
+    def _look(self, readers: Readers) -> str | None:
+        """Read a counter and write a file beside the desk."""
+        try:
+            count_tickets(readers.get().db, OPEN)
+            probe_disk(self.path)
+        except sqlite3.Error as error:
+            log.warning("not ready: %s", explain_sqlite_error(error, self.path))
+            return f"The database does not answer: {error}."
+        except OSError as error:
+            log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
+            return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
+        return None
 
 
 # ======================================================================================================================
 # Room 5. Plugins: what happens to every request before and after its handler. Touches request and response.
 # ======================================================================================================================
 
+COMMON_HEADERS = {
+    "Content-Type": "application/json",
+    "Cache-Control": "no-cache, private",
+    "X-Content-Type-Options": "nosniff",
+}
 EXPOSED_HEADERS = "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy"
 NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
 
@@ -1990,18 +2130,15 @@ class AuditHook:
         if status == 405:
             headers["Allow"] = [supported_methods(headers["Allow"][0])]
         if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
-            self.audit.record(audit_row(environ, status, self.clock.monotonic()))
+            tick = self.clock.monotonic()
+            self.audit.record(audit_row(environ, status, tick), tick)
         if log.isEnabledFor(logging.DEBUG):
             client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
             log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, status)
 
     def headers(self, environ: dict[str, Any]) -> dict[str, str]:
         """Return the headers that every answer carries, spelled as Bottle does."""
-        headers = {
-            "Content-Type": "application/json",
-            "Cache-Control": "no-cache, private",
-            "X-Content-Type-Options": "nosniff",
-        }
+        headers = dict(COMMON_HEADERS)
         if is_api(environ["PATH_INFO"]):
             headers.update(self.cors.headers(environ.get("HTTP_ORIGIN", "")))
         limit: Limit | None = environ.get("ticketapi.limit")
@@ -2021,11 +2158,11 @@ def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, An
         "user_id": token.user_id if token else None,
         "token_id": token.id if token else None,
         "method": environ["REQUEST_METHOD"][:32],
-        "path": redact_text(environ["PATH_INFO"].lstrip("/"))[:MAX_AUDIT_PATH],
+        "path": escape(redact_text(environ["PATH_INFO"].lstrip("/")))[:MAX_AUDIT_PATH],
         "route_name": route.name if route else None,
         "status_code": status,
         "ip_address": environ.get("REMOTE_ADDR", ""),
-        "user_agent": redact_text(agent)[:MAX_AUDIT_USER_AGENT] or None,
+        "user_agent": escape(redact_text(agent))[:MAX_AUDIT_USER_AGENT] or None,
         "duration_ms": int((tick - environ["ticketapi.tick"]) * 1000),
         "query": audit_payload(request_query(environ)),
         "request_body": request_body(environ),
@@ -2052,6 +2189,10 @@ class CatchErrors:
 
     name, api = "catch_errors", 2
 
+    def __init__(self) -> None:
+        """Begin with nothing reported."""
+        self._reported: dict[str, float] = {}
+
     def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
         """Wrap a handler."""
 
@@ -2060,10 +2201,19 @@ class CatchErrors:
                 return callback(*args, **kwargs)
             except bottle.HTTPResponse:
                 raise
+            except sqlite3.Error as error:
+                self.report(str(error), bottle.request.environ["ticketapi.tick"])
+                raise bottle.HTTPError(503, "Service Unavailable", retry_after="1") from error
             except Exception as error:
                 raise http_error(error) from error
 
         return caught
+
+    def report(self, failure: str, now: float) -> None:
+        """Log a failure of the database once in REPEAT_SECONDS: a damaged page may fail every request."""
+        if now - self._reported.get(failure, -math.inf) >= REPEAT_SECONDS:
+            self._reported[failure] = now
+            log.error("database: %s", failure)
 
 
 def http_error(error: Exception) -> bottle.HTTPError:
@@ -2072,9 +2222,6 @@ def http_error(error: Exception) -> bottle.HTTPError:
         return bottle.HTTPError(422, {"message": str(error), "errors": error.errors})
     if isinstance(error, TicketApiError) and error.status < 500:
         return bottle.HTTPError(error.status, str(error))
-    if isinstance(error, sqlite3.Error):
-        log.error("database: %s", error)
-        return bottle.HTTPError(503, "Service Unavailable", retry_after="1")
     log.error("request failed", exc_info=error)
     return bottle.HTTPError(500, "Server Error")
 
@@ -2204,6 +2351,7 @@ def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock
         (USER_TICKETS, "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
         ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
         ("/up", "up", show_up, {}),
+        ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
     )
     for rule, name, handler, config in handlers:
         app.route(rule, "GET", handler, name=name, **config)
@@ -2274,6 +2422,14 @@ def show_stats(readers: Readers) -> bytes:
 def show_up() -> bytes:
     """GET /up: the process answers."""
     return to_json({"status": "up"})
+
+
+def show_ready(readers: Readers, readiness: Readiness) -> bytes:
+    """GET /ready: the desk can be read, and its disk written."""
+    reason = readiness.reason_not(readers, bottle.request.environ["ticketapi.tick"])
+    if reason:
+        raise bottle.HTTPError(503, reason, retry_after="1")
+    return b'{"status":"ready"}'
 
 
 def show_options(**_: str) -> bytes:
@@ -2418,6 +2574,16 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     return sockets
 
 
+def raise_file_limit() -> int:
+    """Let this process open as many files as it may, up to 65,536, and return how many those are (setrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return MAX_FILES if soft == resource.RLIM_INFINITY else soft
+
+
 def socket_url(sock: socket.socket) -> str:
     """Return where a listening socket is reached."""
     if sock.family == socket.AF_UNIX:
@@ -2436,30 +2602,37 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-def check_framing(header: bytes) -> None:
-    """Refuse a header, in lower case, that does not say once and for all how long the body is."""
+ONLY_ONCE = (b"\nhost:", b"\nauthorization:")
+
+
+def check_header(header: bytes) -> None:
+    """Refuse a header, in lower case, that a proxy before us could read differently (RFC 9112, sections 5.2, 6.1 and 6.3).
+
+    That is one whose body's length is not said once and for all, that names two hosts or tokens, or that folds a line.
+    """
     from waitress.parser import ParsingError
 
-    first, *lines = header.split(b"\r\n")
-    fields = [(name.strip(), value) for name, _, value in (line.partition(b":") for line in lines)]
-    framings = [value for name, value in fields if name in (b"content-length", b"transfer-encoding")]
-    chunks = [value for name, value in fields if name == b"transfer-encoding"]
-    if len(framings) > 1 or any(value.count(b"chunked") > 1 for value in chunks) or (chunks and first.endswith(b"/1.0")):
+    if b"\n " in header or b"\n\t" in header:
+        raise ParsingError("folded line")
+    if any(header.count(field) > 1 for field in ONLY_ONCE):
+        raise ParsingError("repeated field")
+    codings = header.count(b"\ntransfer-encoding:")
+    if codings + header.count(b"\ncontent-length:") > 1:
         raise ParsingError("more than one framing")
+    if codings:
+        coding = header.partition(b"\ntransfer-encoding:")[2].partition(b"\n")[0]
+        if coding.count(b"chunked") > 1 or header.partition(b"\r\n")[0].endswith(b"/1.0"):
+            raise ParsingError("chunked twice, or in HTTP/1.0")
 
 
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
-    A request with two framings, a coding applied twice, or chunks in HTTP/1.0 (RFC 9112, sections 6.1 and 6.3) could be read
-    as two requests by a proxy, and is refused. So is a target that urllib cannot read, which would end the connection
-    without an answer.
+    A target that urllib cannot read would end the connection without an answer.
     """
     from waitress.parser import HTTPRequestParser, ParsingError
 
-    lower = header.lower()
-    if b"transfer-encoding" in lower or b"content-length" in lower:
-        check_framing(lower)
+    check_header(header.lower())
     try:
         HTTPRequestParser.parse_header(parser, header)
     except ValueError as error:
@@ -2473,7 +2646,7 @@ def refuse(task: Any) -> None:
     task.channel.server.refusals += 1
     body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
     task.status = f"{error.code} {error.reason}"
-    task.response_headers.append(("Content-Type", "application/json"))
+    task.response_headers.extend(COMMON_HEADERS.items())
     task.set_close_on_finish()
     task.content_length = len(body)
     task.write(body)
@@ -2586,6 +2759,7 @@ class Server:
 
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
         self._map: dict[int, Any] = {}
+        self._connections = min(MAX_CONNECTIONS, raise_file_limit() - RESERVED_FILES)
         self._stopping = False
         self._arriving: dict[Any, float] = {}  # requests not complete yet, and when each was first seen
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
@@ -2603,7 +2777,7 @@ class Server:
             ident="ticketapi",
             max_request_header_size=MAX_HEADER_BYTES + 1,  # Waitress refuses from this size on
             max_request_body_size=MAX_BODY_BYTES + 1,
-            connection_limit=1000,
+            connection_limit=self._connections,
             asyncore_use_poll=True,
             clear_untrusted_proxy_headers=True,
             trusted_proxy=settings.trusted_proxy or None,
@@ -2650,6 +2824,15 @@ class Server:
         wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
         if self._in_loop:
             self._in_loop.run()
+        if len(self._map) > self._connections - SPARE_CONNECTIONS:
+            self._cut_idle_connections()
+
+    def _cut_idle_connections(self) -> None:
+        """Close those that have been idle for longest, so that there is room for the next client."""
+        idle = [channel for channel in self._channels() if not is_busy(channel, 0.0)]
+        idle.sort(key=lambda channel: channel.last_activity)
+        for channel in idle[:SPARE_CONNECTIONS]:
+            channel.will_close = True
 
     def _channels(self) -> list[Any]:
         """Return the open connections."""
@@ -2932,8 +3115,7 @@ def hint(text: str) -> None:
 
 def one_line(text: str) -> str:
     """Fold a text into one line and escape what a terminal would act on."""
-    folded = " | ".join(text.splitlines())
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in folded)
+    return escape(" | ".join(text.splitlines()))
 
 
 def program_call(settings: Settings, words: str) -> str:
@@ -3062,12 +3244,15 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     """Run server and scheduler until a signal, and tell systemd how they are."""
     clock, readers = Clock(), Readers(settings.db)
     audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
-    server = Server(make_app(settings, readers, audit, clock), sockets, settings, audit.commit)
+    for path in (settings.db, settings.audit_db):
+        warn_of_other_readers(path)
+    server = Server(make_app(settings, readers, audit, clock), sockets, settings, lambda: audit.commit(clock.monotonic()))
     scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63)), clock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop_once(server, number))
 
     def beat() -> None:
+        audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
         if scheduler.alive(clock.monotonic()):
             notify_systemd(os.environ, "WATCHDOG=1")
 
@@ -3081,6 +3266,13 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     readers.close()
     audit.close()
     log.info("stopped")
+
+
+def warn_of_other_readers(path: Path) -> None:
+    """Log a warning when others than its owner may read or write a file."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        log.warning("%s is open to other users (mode %04o): chmod 600 %s", path, mode, path)
 
 
 def stop_once(server: Server, number: int) -> None:

@@ -35,6 +35,7 @@ ALLOWED = {
     ("list_tokens", "SCAN tokens"): "prints all tokens",
     ("delete_expired_tokens", "SCAN personal_access_tokens"): "all tokens are few, and a person asked for it",
     ("create_schema", "SCAN 2 CONSTANT ROWS"): "the counters of a new desk",
+    ("check_tables", "SCAN sqlite_master"): "reads the names of the tables and indexes there are",
     ("read_identity", "SCAN sqlite_master"): "counts the tables of a file that may be another program's",
 }
 
@@ -130,7 +131,7 @@ def ask_everything(api, token, author):
         assert api.get(path, token=token).status == status
     assert api.get("/api/stats", token=ticketapi.new_token_text()).status == 401
     assert api.request("OPTIONS", "/api/stats").status == 200
-    api.audit.commit()
+    api.audit.commit(0.0)
 
 
 def follow(api, token, url, direction, steps=4):
@@ -189,8 +190,8 @@ def test_every_query_was_met(ran):
     assert queries() - {item.function for item in ran} == set()
 
 
-def test_every_statement_is_a_query_or_belongs_to_a_new_file(ran):
-    assert {item.function for item in ran} - queries() == {"create_schema", "read_identity"}
+def test_every_statement_is_a_query_or_belongs_to_opening_a_file(ran):
+    assert {item.function for item in ran} - queries() == {"create_schema", "check_tables", "read_identity"}
 
 
 def test_no_query_scans_a_table_or_sorts(ran):

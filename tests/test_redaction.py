@@ -302,7 +302,7 @@ def count_audits(path):
 
 def test_a_recorded_row_is_in_the_file_at_once(desk):
     with closing(ticketapi.AuditLog(desk)) as audit, closing(ticketapi.connect(desk)) as other:
-        audit.record(audit_row(query=ticketapi.audit_payload({"q": "\ud800 😀 \x00"})))
+        audit.record(audit_row(query=ticketapi.audit_payload({"q": "\ud800 😀 \x00"})), 0.0)
         [row] = other.execute("SELECT * FROM api_audits")
         assert row["path"] == "api/stats"
         assert json.loads(row["query"]) == {"q": "? 😀 \x00"}
@@ -310,10 +310,10 @@ def test_a_recorded_row_is_in_the_file_at_once(desk):
 
 def test_a_row_that_cannot_be_written_is_counted_and_logged(desk, caplog):
     with closing(ticketapi.AuditLog(desk)) as audit:
-        audit.record(audit_row(method=None))
-        audit.record(audit_row())
-        audit.record(audit_row(method=None))
-        assert audit.failures == 2
+        audit.record(audit_row(method=None), 0.0)
+        audit.record(audit_row(), 0.0)
+        audit.record(audit_row(method=None), 0.0)
+        assert audit.lost == 2
         assert count_audits(desk) == 1
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [line.partition(": NOT NULL")[0] for line in lines] == [f"audit rows lost, {n} so far: {desk}" for n in (1, 2)]
@@ -322,18 +322,18 @@ def test_a_row_that_cannot_be_written_is_counted_and_logged(desk, caplog):
 def test_a_row_that_cannot_be_written_while_the_log_is_gone_raises_nothing(desk, caplog):
     audit = ticketapi.AuditLog(desk)
     audit.close()
-    audit.record(audit_row())
-    assert audit.failures == 1
-    assert "audit rows lost, 1 so far" in caplog.text
+    audit.record(audit_row(), 0.0)
+    assert (audit.failures, audit.lost) == (1, 0)
+    assert "audit rows wait in memory" in caplog.text
 
 
 def test_grouped_rows_wait_for_their_commit_and_come_in_their_order(desk):
     with closing(ticketapi.AuditLog(desk, grouped=True)) as audit:
         for number in range(3):
-            audit.record(audit_row(path=f"api/{number}"))
+            audit.record(audit_row(path=f"api/{number}"), 0.0)
         assert count_audits(desk) == 0
-        audit.commit()
-        audit.commit()
+        audit.commit(0.0)
+        audit.commit(0.0)
         with closing(ticketapi.connect(desk)) as other:
             paths = [path for (path,) in other.execute("SELECT path FROM api_audits ORDER BY id")]
     assert paths == ["api/0", "api/1", "api/2"]
@@ -342,11 +342,11 @@ def test_grouped_rows_wait_for_their_commit_and_come_in_their_order(desk):
 def test_grouped_rows_that_cannot_be_written_are_all_counted_and_not_tried_again(desk, caplog):
     with closing(ticketapi.AuditLog(desk, grouped=True)) as audit:
         for method in ("GET", None):
-            audit.record(audit_row(method=method))
-        audit.commit()
-        assert audit.failures + count_audits(desk) == 2
-        audit.record(audit_row())
-        lost = audit.failures
-        audit.commit()
-        assert audit.failures == lost
+            audit.record(audit_row(method=method), 0.0)
+        audit.commit(0.0)
+        assert audit.lost + count_audits(desk) == 2
+        audit.record(audit_row(), 0.0)
+        lost = audit.lost
+        audit.commit(0.0)
+        assert audit.lost == lost
     assert f"audit rows lost, {lost} so far" in caplog.text

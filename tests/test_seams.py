@@ -140,7 +140,7 @@ def test_transactions_are_written_in_room_2_and_opened_by_operations():
     words = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b( IMMEDIATE)?\s*")
     texts = {(room, node.value) for room, _, node in NODES if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert {room for room, text in texts if words.fullmatch(text)} == {2}
-    assert users(r".*\.(commit|rollback)") == {(4, "AuditLog.record"), (9, "serve")}  # AuditLog.commit, which opens its own
+    assert users(r".*\.(commit|rollback)") == {(4, "AuditLog.record"), (4, "AuditLog.close"), (9, "serve")}  # AuditLog.commit
     assert rooms("transaction|snapshot") == {2, 4}
 
 
