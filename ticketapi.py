@@ -998,6 +998,11 @@ class Answer(NamedTuple):
     etag: str
 
 
+def make_answer(body: bytes) -> Answer:
+    """Return bytes with their ETag, which follows from them."""
+    return Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
 class Reader:
     """One thread's read-only connection, and what it remembers of the desk while the desk stays as it is.
 
@@ -1851,6 +1856,13 @@ def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
     }
 
 
+def describe_api() -> bytes:
+    """Return openapi.json with the version that runs, which stands in this module alone."""
+    document = json.loads(read_resource("openapi.json"))
+    document["info"]["version"] = __version__
+    return to_json(document)
+
+
 # Audit log ---------------------------------------------------------------------------------------
 
 SECRET_KEY = re.compile(r"authorization|token|password|secret|key|cookie", re.IGNORECASE)
@@ -2030,8 +2042,13 @@ NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a l
 
 
 def is_api(path: str) -> bool:
-    """Tell whether a path is audited and open to other origins."""
+    """Tell whether a path is audited."""
     return path == "/api" or path.startswith("/api/")
+
+
+def is_shared(path: str) -> bool:
+    """Tell whether a path is open to other origins: the API, and what tools read to learn it."""
+    return is_api(path) or path == "/openapi.json"
 
 
 def request_query(environ: dict[str, Any]) -> dict[str, str]:
@@ -2108,7 +2125,7 @@ class AuditHook:
         path = environ["bottle.raw_path"].encode("latin-1").decode("utf-8", "replace")
         path = NOT_IN_A_PATH.sub("\ufffd", path)
         environ["PATH_INFO"] = path[:-1] if len(path) > 1 and path.endswith("/") else path
-        if environ["REQUEST_METHOD"] == "OPTIONS" and is_api(path):
+        if environ["REQUEST_METHOD"] == "OPTIONS" and is_shared(environ["PATH_INFO"]):
             self.answer_preflight(environ)
 
     def answer_preflight(self, environ: dict[str, Any]) -> None:
@@ -2138,9 +2155,9 @@ class AuditHook:
             log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, status)
 
     def headers(self, environ: dict[str, Any]) -> dict[str, str]:
-        """Return the headers that every answer carries, spelled as Bottle does."""
-        headers = dict(COMMON_HEADERS)
-        if is_api(environ["PATH_INFO"]):
+        """Return the headers of an answer that do not depend on its handler."""
+        headers = COMMON_HEADERS.copy()
+        if is_shared(environ["PATH_INFO"]):
             headers.update(self.cors.headers(environ.get("HTTP_ORIGIN", "")))
         limit: Limit | None = environ.get("ticketapi.limit")
         if limit and self.settings.rate:
@@ -2353,6 +2370,7 @@ def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock
         ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
         ("/up", "up", show_up, {}),
         ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
+        ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api())), {}),
     )
     for rule, name, handler, config in handlers:
         app.route(rule, "GET", handler, name=name, **config)
@@ -2369,7 +2387,7 @@ def list_url(environ: dict[str, Any]) -> str:
 
 
 def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes]) -> bytes:
-    """Answer from memory while the desk stays as it is, else render; 304 when the client has these very bytes.
+    """Answer from memory while the desk stays as it is, else render.
 
     The key holds everything that the bytes depend on: scheme, host, path and query.
     """
@@ -2377,13 +2395,17 @@ def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes]) -> by
     key = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
     answer = reader.answers.get(key)
     if answer is None:
-        body = render(reader.db)
-        answer = Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        answer = make_answer(render(reader.db))
         reader.remember(key, answer)
     else:
         reader.answers.move_to_end(key)
+    return send(answer)
+
+
+def send(answer: Answer) -> bytes:
+    """Send an answer with its ETag; 304 without a body when the client has these very bytes."""
     bottle.response.headers["ETag"] = answer.etag
-    if matches_etag(environ.get("HTTP_IF_NONE_MATCH", ""), answer.etag):
+    if matches_etag(bottle.request.environ.get("HTTP_IF_NONE_MATCH", ""), answer.etag):
         bottle.response.status = 304
         return b""
     return answer.body
@@ -2431,6 +2453,11 @@ def show_ready(readers: Readers, readiness: Readiness) -> bytes:
     if reason:
         raise bottle.HTTPError(503, reason, retry_after="1")
     return b'{"status":"ready"}'
+
+
+def show_openapi(document: Answer) -> bytes:
+    """GET /openapi.json: this API in the words of OpenAPI 3.1."""
+    return send(document)
 
 
 def show_options(**_: str) -> bytes:
