@@ -16,6 +16,7 @@ PATH = ROOT / "postman" / "ticketapi.postman_collection.json"
 TEXT = PATH.read_text()
 COLLECTION = json.loads(TEXT)
 SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+FOLDERS = ["Tickets", "Users", "Stats", "Health", "Description"]
 CONTRACT = ROOT / "tests" / "contract"
 newman = pytest.mark.skipif(not shutil.which("newman"), reason="needs newman: npm install --global newman")
 
@@ -63,7 +64,7 @@ def assert_starts_like(found, wanted):
 def test_it_is_a_collection_of_version_2_1():
     assert COLLECTION["info"]["schema"] == SCHEMA
     assert COLLECTION["info"]["name"] == "ticketapi"
-    assert [folder["name"] for folder in COLLECTION["item"]] == ["Tickets", "Users", "Stats", "Health", "Errors"]
+    assert [folder["name"] for folder in COLLECTION["item"]] == [*FOLDERS, "Errors"]
     assert len(set(names(items()))) == len(items())
     for event in [*COLLECTION["event"], *(event for item in items() for event in item["event"])]:
         assert event["listen"] in ("test", "prerequest")
@@ -98,7 +99,7 @@ def test_it_has_every_route_of_the_app_and_no_other(api):
         except bottle.HTTPError:
             assert item in items("Errors"), item["name"]
     assert matched == {route.rule for route in api.app.routes}
-    methods = {item["request"]["method"] for folder in ("Tickets", "Users", "Stats", "Health") for item in items(folder)}
+    methods = {item["request"]["method"] for folder in FOLDERS for item in items(folder)}
     assert methods == {route.method for route in api.app.routes} | {"HEAD"}
 
 

@@ -1,0 +1,392 @@
+"""openapi.json describes the API to the last header and error: the app's real routes, and every kind of real answer."""
+
+import json
+import re
+import socket
+from contextlib import closing
+
+import pytest
+from conftest import NOON, ROOT, Answer, Served
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+import ticketapi
+
+TEXT = (ROOT / "openapi.json").read_text()
+DOCUMENT = json.loads(TEXT)
+ORIGIN = "https://dashboard.example.com"
+TRANSPORT = {"connection", "content-length", "content-type", "date", "server"}  # belong to HTTP, not to an answer of ours
+UNDESCRIBED = {"MethodNotAllowed"}  # answers to what no operation describes
+COMPONENTS = [(kind, name) for kind, parts in DOCUMENT["components"].items() for name in parts]
+
+# References in schemas lead into the document, wherever the schema with the reference is taken from.
+SCHEMAS = json.loads(TEXT.replace('"#/', '"urn:ticketapi#/'))
+REGISTRY = Registry().with_resource("urn:ticketapi", Resource.from_contents(SCHEMAS, default_specification=DRAFT202012))
+
+
+def resolve(thing):
+    """Return what a reference leads to, or the thing itself."""
+    if "$ref" not in thing:
+        return thing
+    kind, name = thing["$ref"].split("/")[-2:]
+    return SCHEMAS["components"][kind][name]
+
+
+def assert_valid(value, schema):
+    """Check a value against a schema of the document."""
+    Draft202012Validator(schema, registry=REGISTRY).validate(value)
+
+
+OPERATIONS = {(path, method): op for path, item in SCHEMAS["paths"].items() for method, op in item.items()}
+GETS = {path: operation for (path, method), operation in OPERATIONS.items() if method == "get"}
+
+
+def parameters(operation, place):
+    """Return the parameters of an operation in one place, by name."""
+    found = [resolve(one) for one in operation.get("parameters", [])]
+    return {one["name"]: one for one in found if one["in"] == place}
+
+
+def sent_path(path):
+    """Return a path as it is sent."""
+    return path.replace("{id}", "1")
+
+
+# The document ------------------------------------------------------------------------------------
+
+
+def test_it_is_a_valid_openapi_document_of_version_3_1():
+    validate(DOCUMENT)
+    assert DOCUMENT["openapi"].startswith("3.1.")
+
+
+def test_it_is_written_as_json_usually_is():
+    assert json.dumps(DOCUMENT, indent=2, ensure_ascii=False) + "\n" == TEXT
+
+
+def test_it_is_served_as_it_is_with_the_version_that_runs(api):
+    assert DOCUMENT["info"]["version"] == "0.0.0"  # the version stands in ticketapi.py alone
+    info = {**DOCUMENT["info"], "version": ticketapi.__version__}
+    assert api.get("/openapi.json").json == {**DOCUMENT, "info": info}
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+def test_every_component_is_used(kind, name):
+    use = f'"{name}": [' if kind == "securitySchemes" else f'"$ref": "#/components/{kind}/{name}"'
+    assert (use in TEXT) != (name in UNDESCRIBED)
+
+
+def closed_objects(node):
+    """Yield the schemas of objects with properties."""
+    if isinstance(node, dict):
+        if isinstance(node.get("properties"), dict):
+            yield node
+        for child in node.values():
+            yield from closed_objects(child)
+
+
+def test_every_object_is_closed_so_that_a_new_key_shows():
+    for schema in closed_objects(DOCUMENT["components"]["schemas"]):
+        assert schema["additionalProperties"] is False
+        assert set(schema.get("required", [])) in ({*schema["properties"]}, set())
+
+
+def with_examples(node):
+    """Yield the schemas and examples of parameters, headers and media types."""
+    if isinstance(node, dict):
+        if "schema" in node and ("example" in node or "examples" in node):
+            for example in [node["example"]] if "example" in node else [one["value"] for one in node["examples"].values()]:
+                yield node["schema"], example
+        for child in node.values():
+            yield from with_examples(child)
+
+
+def test_every_example_is_valid():
+    examples = list(with_examples(SCHEMAS))
+    assert len(examples) > 30
+    for schema, example in examples:
+        assert_valid(example, schema)
+
+
+def test_every_answer_in_json_but_the_document_itself_has_an_example():
+    for response in [*SCHEMAS["components"]["responses"].values(), *(get["responses"]["200"] for get in GETS.values())]:
+        for media_type in response.get("content", {}).values():
+            assert media_type.keys() & {"example", "examples"} or media_type["schema"]["$ref"].endswith("/Description")
+
+
+# Against the app, the README and the Postman collection ------------------------------------------
+
+
+def test_it_has_the_routes_of_the_app_with_their_methods_and_names(api):
+    real = {(re.sub(r"<.*>", "{id}", route.rule), route.method.lower()): route.name for route in api.app.routes}
+    assert real.keys() == OPERATIONS.keys()
+    assert {path: get["operationId"] for path, get in GETS.items()} == {path: real[path, "get"] for path in GETS}
+
+
+def test_it_names_the_ability_that_each_route_asks_for(api):
+    for route in api.app.routes:
+        operation = OPERATIONS[re.sub(r"<.*>", "{id}", route.rule), route.method.lower()]
+        ability = route.config.get("ability")
+        assert operation["security"] == ([{"bearer": [ability]}] if ability else [])
+    assert DOCUMENT["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def test_the_readme_has_the_same_routes_and_errors():
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"^\| `GET (/\S*)` \|", readme, re.MULTILINE) == list(GETS)
+    documented = set(re.findall(r"^\| ([45]\d\d) \|", readme, re.MULTILINE))
+    assert documented - {"405"} == {status for get in GETS.values() for status in get["responses"] if status >= "4"}
+
+
+def test_the_postman_collection_has_the_same_routes_and_parameters():
+    collection = json.loads((ROOT / "postman" / "ticketapi.postman_collection.json").read_text())
+    requests = [item["request"] for folder in collection["item"] if folder["name"] != "Errors" for item in folder["item"]]
+    paths = {"/" + re.sub(r":\w+", "{id}", "/".join(request["url"]["path"])): request for request in requests}
+    assert paths.keys() == GETS.keys()
+    for path, request in paths.items():
+        assert {field["key"] for field in request["url"].get("query", [])} == parameters(GETS[path], "query").keys()
+
+
+def test_parameters_in_the_query_are_those_that_the_app_reads(make_api, db, token):
+    ticketapi.generate_tickets(db, 20, NOON, seed=7)
+    api = make_api(rate=0)
+    for path, get in GETS.items():
+        answer = api.get(sent_path(path) + "?page=x&per_page=x&cursor=x&per-page=x&limit=x", token=token)
+        refused = answer.json["errors"] if answer.status == 422 else {}
+        assert refused.keys() == parameters(get, "query").keys()
+
+
+def test_if_none_match_is_a_parameter_where_there_are_etags():
+    for get in GETS.values():
+        assert ("If-None-Match" in parameters(get, "header")) == ("ETag" in get["responses"]["200"]["headers"])
+
+
+def test_defaults_and_bounds_are_those_of_the_code(api, db, token):
+    ticketapi.generate_tickets(db, 20, NOON, seed=7)
+    query = parameters(GETS["/api/tickets/open"], "query")
+    assert query["per_page"]["schema"]["default"] == ticketapi.PER_PAGE
+    assert DOCUMENT["components"]["schemas"]["PageMeta"]["properties"]["per_page"]["maximum"] == ticketapi.MAX_PER_PAGE
+    user_id = parameters(GETS["/api/users/{id}/tickets"], "path")["id"]["schema"]
+    named = "There is no user with the id {}."
+    for number in (user_id["minimum"] - 1, user_id["maximum"], user_id["maximum"] + 1):
+        answer = api.get(f"/api/users/{number}/tickets", token=token)
+        assert (answer.json["message"] == named.format(number)) == (number == user_id["maximum"])
+
+
+# Answers: how to bring about each status --------------------------------------------------------
+
+
+def plain(api, db, token, method, url):
+    """Ask as one should."""
+    return [api.request(method, url, token=token, headers={"Origin": ORIGIN})]
+
+
+def paged_and_by_cursor(api, db, token, method, url):
+    """Ask for a page, with and without others around it, past the end, and for the parts of a walk."""
+    queries = ["", "?per_page=1&page=10", "?page=99", "?cursor=", "?cursor=&per_page=2"]
+    answers = [api.request(method, url + query, token=token, headers={"Origin": ORIGIN}) for query in queries]
+    cursor = answers[-1].json["meta"]["next_cursor"]
+    return [*answers, api.request(method, f"{url}?cursor={cursor}&per_page=2", token=token)]
+
+
+def preflight(api, db, token, method, url):
+    """Ask as a browser does before a script's request."""
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    more = {"Access-Control-Request-Headers": "authorization"}
+    return [api.request(method, url, headers=asked), api.request(method, url, headers={**asked, **more})]
+
+
+def unchanged(api, db, token, method, url):
+    """Ask for what one has already."""
+    return [api.request(method, url, token=token, headers={"If-None-Match": "*", "Origin": ORIGIN})]
+
+
+def bad_host(api, db, token, method, url):
+    """Name a host that is none."""
+    return [api.request(method, url, token=token, headers={"Host": "a b", "Origin": ORIGIN})]
+
+
+def nobody(api, db, token, method, url):
+    """Ask without a token, and with a wrong one."""
+    return [api.request(method, url, token=text, headers={"Origin": ORIGIN}) for text in (None, "wrong")]
+
+
+def unable(api, db, token, method, url):
+    """Ask with a token that lacks the ability."""
+    text = ticketapi.create_token(db, "clerk@example.com", "test", ["write:tickets"], 0, NOON)["token"]
+    return plain(api, db, text, method, url)
+
+
+def missing(api, db, token, method, url):
+    """Ask for a user who cannot exist, and for one who does not."""
+    ids = ("x", "999999") if method == "GET" else ("x",)
+    return [answer for id in ids for answer in plain(api, db, token, method, url.replace("1", id))]
+
+
+def bad_fields(api, db, token, method, url):
+    """Send fields that cannot be used."""
+    queries = ("?page=x", "?per_page=1.5&page=x", "?cursor=x")
+    return [api.request(method, url + query, token=token, headers={"Origin": ORIGIN}) for query in queries]
+
+
+def exhausted(api, db, token, method, url):
+    """Empty the bucket of an address that guesses, and that of the user when there is one."""
+    for _ in range(ticketapi.GUESSES_PER_MINUTE):
+        api.get("/api/stats", token="wrong")
+    if not api.settings.rate:
+        return plain(api, db, "wrong", method, url)
+    for _ in range(api.settings.rate):
+        api.get("/api/stats", token=token)
+    return [*plain(api, db, "wrong", method, url), *plain(api, db, token, method, url)]
+
+
+ASK = {
+    204: preflight,
+    304: unchanged,
+    400: bad_host,
+    401: nobody,
+    403: unable,
+    404: missing,
+    422: bad_fields,
+    429: exhausted,
+}
+DAMAGE = {  # done to the desk before it is asked: what no constraint lets in, and a table that is gone
+    500: """
+        PRAGMA foreign_keys = OFF;
+        DELETE FROM ticket_counts;
+        ALTER TABLE users RENAME TO people;
+        CREATE TABLE users AS SELECT id, name, email, 'many' AS tickets_count FROM people;
+    """,
+    503: "PRAGMA foreign_keys = OFF; DROP TABLE tickets;",
+}
+REFUSED = {  # by the parser, whatever the route
+    400: b"no colon\r\n\r\n",
+    413: b"Content-Length: 65537\r\n\r\n",
+    431: b"X: " + b"a" * 16 * 1024 + b"\r\n\r\n",
+    501: b"Transfer-Encoding: gzip\r\n\r\n",
+}
+BY_DEFAULT, LISTED, NARROW = {}, {"cors_origin": (ORIGIN,)}, {"rate": 0, "cors_origin": ("off",)}
+LISTS = {path for path, get in GETS.items() if "page" in parameters(get, "query")}
+CASES = [
+    (path, method, int(status))
+    for (path, method), operation in OPERATIONS.items()
+    for status in operation["responses"]
+    if int(status) not in REFUSED or (status == "400" and method == "get" and path in LISTS)
+]
+
+
+def as_typed(text, schema):
+    """Return a header's text as its schema's type."""
+    return int(text) if schema.get("type") == "integer" else text
+
+
+def assert_described(answer, response):
+    """Check headers and body of an answer against a response of the document."""
+    declared = {name.lower(): resolve(header) for name, header in response["headers"].items()}
+    assert {name for name, header in declared.items() if header.get("required")} <= answer.headers.keys()
+    assert answer.headers.keys() - TRANSPORT <= declared.keys()
+    for name in answer.headers.keys() & declared.keys():
+        assert_valid(as_typed(answer.headers[name], declared[name]["schema"]), declared[name]["schema"])
+    if "content" not in response:
+        assert answer.body == b""
+        return
+    assert_valid(answer.json, response["content"][answer.headers["content-type"]]["schema"])
+
+
+@pytest.fixture
+def filled(db):
+    """A desk with tickets of several users, more than ten of them open and some closed."""
+    ticketapi.generate_tickets(db, 60, NOON, seed=7)
+    ticketapi.process_tickets(db, 20, NOON)
+    return db
+
+
+@pytest.mark.parametrize(("path", "method", "status"), CASES)
+def test_an_answer_is_as_described_and_every_header_described_is_in_some_answer(make_api, filled, token, path, method, status):
+    operation, url, seen = OPERATIONS[path, method], sent_path(path), set()
+    response = resolve(operation["responses"][str(status)])
+    ask = paged_and_by_cursor if (method, status) == ("get", 200) and path in LISTS else ASK.get(status, plain)
+    filled.executescript(DAMAGE.get(status, ""))
+    for settings in (BY_DEFAULT, LISTED) if status == 204 else (BY_DEFAULT, LISTED, NARROW):
+        for answer in ask(make_api(**settings), filled, token, method.upper(), url):
+            assert answer.status == status
+            assert_described(answer, response)
+            seen |= answer.headers.keys()
+    assert {name.lower() for name in response["headers"]} <= seen
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A real server."""
+    one = Served("--no-scheduler", cwd=tmp_path_factory.mktemp("served"))
+    yield one
+    one.stop()
+
+
+def exchange_raw(served, data):
+    """Send bytes over a connection of its own and return the one Answer before its end."""
+    with closing(socket.create_connection(("127.0.0.1", served.port), timeout=10)) as sock:
+        sock.sendall(data)
+        with sock.makefile("rb") as stream:
+            head, _, body = stream.read().partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    return Answer(int(first.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}, body)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_what_the_parser_refuses_is_as_described(served, path, method):
+    for status, data in REFUSED.items():
+        answer = exchange_raw(served, f"{method.upper()} {sent_path(path)} HTTP/1.1\r\nHost: a\r\n".encode() + data)
+        assert answer.status == status
+        assert_described(answer, resolve(OPERATIONS[path, method]["responses"][str(status)]))
+
+
+def test_the_server_adds_no_header_of_its_own(served):
+    for (path, method), operation in OPERATIONS.items():
+        answer = served.get(sent_path(path), method=method.upper(), headers={"Origin": ORIGIN})
+        assert answer.status == (401 if operation["security"] else 200)
+        assert_described(answer, resolve(operation["responses"][str(answer.status)]))
+
+
+@pytest.mark.parametrize("settings", [BY_DEFAULT, NARROW, LISTED])
+@pytest.mark.parametrize("path", ["/", "/nope", "/api/nope", "/up", "/openapi.json", *GETS])
+def test_answers_to_what_is_not_described_are_described_too(make_api, path, settings):
+    answer = make_api(**settings).request("POST", sent_path(path), headers={"Origin": ORIGIN})
+    assert answer.status == (405 if path in GETS else 404)
+    name = "MethodNotAllowed" if path in GETS else "RouteNotFound"
+    assert_described(answer, SCHEMAS["components"]["responses"][name])
+
+
+def test_an_empty_desk_is_as_described_too(api, token):
+    for path, get in GETS.items():
+        if "{id}" not in path:
+            assert_described(api.get(path, token=token), resolve(get["responses"]["200"]))
+
+
+# The route ---------------------------------------------------------------------------------------
+
+
+def test_it_needs_no_token_draws_nothing_and_is_not_audited(make_api):
+    api = make_api(rate=1)
+    for headers in ({}, {"Authorization": "Bearer wrong"}) * 20:
+        assert api.get("/openapi.json", headers=headers).status == 200
+    assert api.audits() == []
+
+
+def test_it_is_sent_once_to_a_client_that_keeps_it(api):
+    etag = api.get("/openapi.json").headers["etag"]
+    assert api.get("/openapi.json", headers={"If-None-Match": etag}).status == 304
+    assert api.get("/openapi.json", headers={"If-None-Match": '"another"'}).status == 200
+
+
+def test_tools_in_pages_of_other_origins_may_read_it_as_the_api(make_api):
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    for origins, status, allowed in [(("*",), 204, "*"), ((ORIGIN,), 204, ORIGIN), (("off",), 200, None)]:
+        api = make_api(cors_origin=origins)
+        for path in ("/openapi.json", "/openapi.json/"):
+            assert api.get(path, headers=asked).headers.get("access-control-allow-origin") == allowed
+            answer = api.request("OPTIONS", path, headers=asked)
+            assert (answer.status, answer.headers.get("access-control-allow-origin")) == (status, allowed)
+        assert api.audits() == []
