@@ -1,4 +1,4 @@
-"""What schemathesis cannot know: how a cursor, `format: cursor` in openapi.json, is written. schemathesis.toml names this file."""
+"""What schemathesis cannot know: how a cursor, `format: cursor` in openapi.json, is written. Named in schemathesis.toml."""
 
 import re
 

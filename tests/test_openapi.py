@@ -252,14 +252,14 @@ ASK = {
     422: bad_fields,
     429: exhausted,
 }
-DAMAGE = {  # done to the desk before it is asked: what no constraint lets in, and a table that is gone
+DAMAGE = {  # done to the desk before it is asked: what no constraint lets in, and tables that are gone
     500: """
         PRAGMA foreign_keys = OFF;
         DELETE FROM ticket_counts;
         ALTER TABLE users RENAME TO people;
         CREATE TABLE users AS SELECT id, name, email, 'many' AS tickets_count FROM people;
     """,
-    503: "PRAGMA foreign_keys = OFF; DROP TABLE tickets;",
+    503: "PRAGMA foreign_keys = OFF; DROP TABLE tickets; DROP TABLE ticket_counts;",
 }
 REFUSED = {  # by the parser, whatever the route
     400: b"no colon\r\n\r\n",
