@@ -77,7 +77,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl
 
-__version__ = "1.1.0"
+__version__ = "1.2.0"
 
 
 def import_lazily(name: str) -> Any:
@@ -2015,9 +2015,9 @@ class Readiness:
         return self._reason
 
     def _look(self, readers: Readers) -> str | None:
-        """Read a counter and write a file beside the desk."""
+        """Read a ticket and write a file beside the desk."""
         try:
-            count_tickets(readers.get().db, OPEN)
+            find_newest_ticket(readers.get().db)
             probe_disk(self.path)
         except sqlite3.Error as error:
             log.warning("not ready: %s", explain_sqlite_error(error, self.path))

@@ -31,10 +31,10 @@ def test_what_a_killed_look_left_does_not_matter(api, desk):
 
 
 def test_a_desk_that_cannot_be_read_is_not_ready_but_up(api, db, desk):
-    db.execute("DROP TABLE ticket_counts")
+    db.execute("ALTER TABLE tickets RENAME TO elsewhere")
     answer = api.get("/ready")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json == {"message": "The database does not answer: no such table: ticket_counts."}
+    assert answer.json == {"message": "The database does not answer: no such table: tickets."}
     assert api.get("/up").status == 200
 
 
@@ -58,11 +58,11 @@ def test_a_disk_that_cannot_be_written_is_not_ready_and_the_answer_names_no_path
 
 def test_it_looks_once_a_second_however_often_it_is_asked(api, db, clock, caplog):
     assert api.get("/ready").status == 200
-    db.execute("ALTER TABLE ticket_counts RENAME TO elsewhere")
+    db.execute("ALTER TABLE tickets RENAME TO elsewhere")
     assert api.get("/ready").status == 200
     clock.advance(1)
     assert [api.get("/ready").status for _ in range(3)] == [503, 503, 503]
-    db.execute("ALTER TABLE elsewhere RENAME TO ticket_counts")
+    db.execute("ALTER TABLE elsewhere RENAME TO tickets")
     clock.advance(1)
     assert api.get("/ready").status == 200
     assert len(caplog.records) == 1
