@@ -2932,8 +2932,14 @@ def hint(text: str) -> None:
 
 def one_line(text: str) -> str:
     """Fold a text into one line and escape what a terminal would act on."""
-    folded = " | ".join(text.splitlines())
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in folded)
+    return escape(" | ".join(text.splitlines()))
+
+
+def escape(text: str) -> str:
+    """Write the characters that a terminal would act on, or not show, by their numbers, as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def program_call(settings: Settings, words: str) -> str:
