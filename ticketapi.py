@@ -14,6 +14,7 @@ Commands
     generate   add tickets now, or a whole history of them (--since 90d)
     process    close the oldest open tickets
     token      create, list, revoke and prune the tokens that the API asks for
+    audit      show and follow the audit log, and prune it
 
 Configuration
     Every option can be given as a flag, as an environment variable (--generate-every is TICKETAPI_GENERATE_EVERY), or left
@@ -55,24 +56,27 @@ import pkgutil
 import re
 import resource
 import secrets
+import select
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import string
 import sys
 import threading
 import time
 import unicodedata
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from calendar import timegm
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl
@@ -137,7 +141,14 @@ AUDIT_WAIT_MS = 500  # how long requests wait, once, for a lock on the log
 PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
-REQUEST_SECONDS = 10.0  # in which a request must have arrived, from its first byte to its last
+AUDIT_PAGE = 200  # rows of the log in memory at a time, 9 KB each at most
+AUDIT_SPAN = 10_000  # ids that one statement reads through: 1 to 2 ms, 50 ms where every row is as large as can be
+AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every row is as large as can be
+AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
+AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
+PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
+FOLLOW_SECONDS = 0.5  # between two looks for new rows
+REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
@@ -159,6 +170,7 @@ class Settings:
     no_scheduler: bool = False
     generate_every: int = MINUTE
     process_every: int = 5 * MINUTE
+    audit_keep: int = 0
     cors_origin: tuple[str, ...] = ("*",)
     trusted_proxy: str = ""
     log_level: str = "info"
@@ -172,6 +184,15 @@ class Settings:
     user: str = OPERATOR_EMAIL
     ability: tuple[str, ...] = (READ_TICKETS,)
     expires: int = 0
+    # audit
+    audit_user: int | str | None = None  # an id or an e-mail address
+    audit_token: int | None = None
+    audit_status: range | None = None
+    audit_path: str = ""
+    audit_since: int = 0
+    audit_limit: int = 50  # rows; 0 is all
+    follow: bool = False
+    older_than: int | None = None
 
     @property
     def audit_db(self) -> Path:
@@ -552,6 +573,54 @@ def probe_disk(path: Path) -> None:
     finally:
         os.close(handle)
         os.unlink(probe)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite reports in a block into one line about a file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explain_sqlite_error(error, path) from error
+
+
+def open_read_only(path: Path, part: str) -> sqlite3.Connection | None:
+    """Open the `desk` or the `audit` file to read it and nothing else; None while it is not there or still empty.
+
+    It is neither created nor upgraded, and reads texts that are no UTF-8 too. `query_only` and not `mode=ro`, which would
+    leave a -wal and a -shm file behind where no server runs.
+    """
+    check_path(path)
+    if not path.exists():
+        return None
+    with explained(path):
+        check_identity(path, part)
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.text_factory = partial(str, encoding="utf-8", errors="replace")
+            db.execute("PRAGMA query_only = ON")
+            db.execute("PRAGMA trusted_schema = OFF")
+            has_tables = db.execute("PRAGMA user_version").fetchone()[0] > 0
+        except BaseException:
+            db.close()
+            raise
+    if not has_tables:
+        db.close()
+        return None
+    return db
+
+
+@contextmanager
+def without_waiting(db: sqlite3.Connection) -> Iterator[None]:
+    """Let a block fail at once where another program holds the file."""
+    wait_ms: int = db.execute("PRAGMA busy_timeout").fetchone()[0]
+    set_busy_timeout(db, 0)
+    try:
+        yield
+    finally:
+        set_busy_timeout(db, wait_ms)
 
 
 def lock_desk(path: Path) -> int:
@@ -968,6 +1037,114 @@ def insert_audits(db: sqlite3.Connection, audits: Iterable[Mapping[str, Any]]) -
         """,
         audits,
     )
+
+
+class AuditFilter(NamedTuple):
+    """Which rows of the log are wanted; by default all."""
+
+    user_id: int | None = None
+    token_id: int | None = None
+    lowest_status: int = 0
+    highest_status: int = 10**6
+    path: str = ""  # a part of it; the path begins with a slash here
+    since: str = ""
+
+
+def list_audits_back(db: sqlite3.Connection, lowest: int, highest: int, wanted: AuditFilter, limit: int) -> list[sqlite3.Row]:
+    """Return the last rows wanted in a range of ids, newest first."""
+    return db.execute(
+        """
+        SELECT *
+        FROM api_audits
+        WHERE id BETWEEN :lowest AND :highest
+            AND (:user_id IS NULL OR user_id = :user_id)
+            AND (:token_id IS NULL OR token_id = :token_id)
+            AND status_code BETWEEN :lowest_status AND :highest_status
+            AND instr('/' || path, :path)
+            AND created_at >= :since
+        ORDER BY id DESC
+        LIMIT :limit
+        """,
+        {**wanted._asdict(), "lowest": lowest, "highest": highest, "limit": limit},
+    ).fetchall()
+
+
+def list_audits(db: sqlite3.Connection, lowest: int, highest: int, wanted: AuditFilter, limit: int) -> list[sqlite3.Row]:
+    """Return the first rows wanted in a range of ids, oldest first."""
+    return db.execute(
+        """
+        SELECT *
+        FROM api_audits
+        WHERE id BETWEEN :lowest AND :highest
+            AND (:user_id IS NULL OR user_id = :user_id)
+            AND (:token_id IS NULL OR token_id = :token_id)
+            AND status_code BETWEEN :lowest_status AND :highest_status
+            AND instr('/' || path, :path)
+            AND created_at >= :since
+        ORDER BY id
+        LIMIT :limit
+        """,
+        {**wanted._asdict(), "lowest": lowest, "highest": highest, "limit": limit},
+    ).fetchall()
+
+
+def has_audits_since(db: sqlite3.Connection, lowest: int, highest: int, since: str) -> bool:
+    """Tell whether a range of ids holds a row of a time or later."""
+    row = db.execute(
+        """
+        SELECT 1
+        FROM api_audits
+        WHERE id BETWEEN :lowest AND :highest AND created_at >= :since
+        LIMIT 1
+        """,
+        {"lowest": lowest, "highest": highest, "since": since},
+    ).fetchone()
+    return row is not None
+
+
+def find_audit_from(db: sqlite3.Connection, audit_id: int) -> sqlite3.Row | None:
+    """Return id and created_at of the first row from an id on, or None."""
+    row: sqlite3.Row | None = db.execute(
+        """
+        SELECT id, created_at
+        FROM api_audits
+        WHERE id >= :audit_id
+        ORDER BY id
+        LIMIT 1
+        """,
+        {"audit_id": audit_id},
+    ).fetchone()
+    return row
+
+
+def find_last_audit_id(db: sqlite3.Connection, below: int) -> int | None:
+    """Return the highest id under a bound, or None."""
+    last: int | None = db.execute(
+        """
+        SELECT max(id)
+        FROM api_audits
+        WHERE id < :below
+        """,
+        {"below": below},
+    ).fetchone()[0]
+    return last
+
+
+def delete_old_audits(db: sqlite3.Connection, before: str, limit: int, among: int) -> int:
+    """Delete rows from before a time that are among so many with the lowest ids; return how many those were."""
+    cursor = db.execute(
+        """
+        DELETE FROM api_audits
+        WHERE id IN (
+            SELECT id
+            FROM (SELECT id, created_at FROM api_audits ORDER BY id LIMIT :among)
+            WHERE created_at < :before
+            LIMIT :limit
+        )
+        """,
+        {"before": before, "limit": limit, "among": among},
+    )
+    return cursor.rowcount
 
 
 # ======================================================================================================================
@@ -1988,6 +2165,14 @@ class AuditLog:
             self.lost += rows
             log.error("audit rows lost, %d so far: %s: %s", self.lost, self.path, reason)
 
+    def prune(self, before: str, limit: int) -> int:
+        """Delete some of the rows from before a time, the oldest first; return how many. Raises sqlite3.Error.
+
+        Requests wait for it, so it is one short transaction and does not wait for another program.
+        """
+        with self._lock, without_waiting(self._db):
+            return prune_audits(self._db, before, limit)
+
     def close(self) -> None:
         """Write what waits, if that can be done, and close the file."""
         self.commit(math.inf)
@@ -2026,6 +2211,73 @@ class Readiness:
             log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
             return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
         return None
+
+
+MAX_ID = 2**63 - 1
+
+
+def newest_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int = 0) -> Iterator[list[sqlite3.Row]]:
+    """Yield the rows wanted in pages, newest first, at most `limit` of them; 0 is all.
+
+    The log may hold millions: no statement reads more than AUDIT_SPAN ids, and none is open between two pages. The clock may
+    have been set back, so what is too old ends the search only where it fills such a span.
+    """
+    below, left = MAX_ID, limit or MAX_ID
+    while left and (highest := find_last_audit_id(db, below)) is not None:
+        lowest, size = highest - AUDIT_SPAN + 1, min(AUDIT_PAGE, left)
+        page = list_audits_back(db, lowest, highest, wanted, size)
+        if page:
+            yield page
+        elif wanted.since and not has_audits_since(db, lowest, highest, wanted.since):
+            return
+        left -= len(page)
+        below = page[-1]["id"] if len(page) == size else lowest
+
+
+def audits_between(db: sqlite3.Connection, wanted: AuditFilter, lowest: int, highest: int) -> Iterator[list[sqlite3.Row]]:
+    """Yield the rows wanted in a range of ids in pages, oldest first, as bounded as `newest_audits`."""
+    while (first := find_audit_from(db, lowest)) is not None and first["id"] <= highest:
+        end = min(highest, first["id"] + AUDIT_SPAN - 1)
+        page = list_audits(db, first["id"], end, wanted, AUDIT_PAGE)
+        if page:
+            yield page
+        lowest = (page[-1]["id"] if len(page) == AUDIT_PAGE else end) + 1
+
+
+def follow_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int) -> Iterator[list[sqlite3.Row]]:
+    """Yield the newest rows wanted in pages, oldest first, and then those that come; an empty page while there are none."""
+    last = find_last_audit_id(db, MAX_ID) or 0 if limit else 0
+    for page in newest_audits(db, wanted, limit) if limit else ():
+        last = page[-1]["id"] - 1
+    while True:
+        newest = find_last_audit_id(db, MAX_ID) or 0
+        if newest < last:  # every row was pruned, and ids have begun anew
+            last = 0
+        yield from audits_between(db, wanted, last + 1, newest)
+        last = newest
+        yield []
+
+
+def count_old_audits(db: sqlite3.Connection, before: str) -> int:
+    """Return about how many rows are from before a time, by some thirty look-ups; exact when ids and times grow together."""
+    first, last = find_audit_from(db, 0), find_last_audit_id(db, MAX_ID)
+    if first is None or last is None:
+        return 0
+
+    def time_of(audit_id: int) -> str:
+        row = find_audit_from(db, audit_id)
+        return row["created_at"] if row else before
+
+    return bisect_left(range(first["id"], last + 1), before, key=time_of)
+
+
+def prune_audits(db: sqlite3.Connection, before: str, limit: int) -> int:
+    """Delete some of the rows from before a time, the lowest ids first; return how many, 0 at the end of the work.
+
+    The clock may have been wrong, so that younger rows lie between: those stay, and end the work where they fill AUDIT_LOOK.
+    """
+    with transaction(db):
+        return delete_old_audits(db, before, limit, AUDIT_LOOK)
 
 
 # ======================================================================================================================
@@ -2477,7 +2729,7 @@ class Job:
 
     name: str
     every: int  # seconds
-    run: Callable[[int], object]  # takes the time, in microseconds
+    run: Callable[[int], object]  # takes the time, in microseconds; True: there is more to do, at the next turn
     next_at: int | None = None  # microseconds
 
     def boundary_after(self, moment: int) -> int:
@@ -2498,13 +2750,44 @@ def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
             continue
         job.next_at = job.boundary_after(now)
         try:
-            job.run(now)
+            if job.run(now) is True:
+                job.next_at = now
         except Exception as error:
             log.error("scheduled %s failed, next try at %s: %s", job.name, format_time(job.next_at), error)
 
 
-def scheduled_jobs(settings: Settings, seed: int) -> list[Job]:
-    """Return the jobs that a server runs: a ticket arrives, a ticket is closed."""
+class AuditPruner:
+    """The job that deletes old rows of the audit log, some steps a turn, so that no request and no other job waits for it."""
+
+    def __init__(self, audit: AuditLog, keep: int, pause: Callable[[float], object]) -> None:
+        """Keep rows for so many seconds; `pause` waits between two steps, and tells that the scheduler is to stop."""
+        self.audit = audit
+        self.keep = keep
+        self.pause = pause
+        self._failing = False
+
+    def run(self, now: int) -> bool:
+        """Take a turn; tell whether there is more to do. A failure is logged when it begins, and tried again next turn."""
+        before = format_time(now - self.keep * MICROSECONDS)
+        more = True
+        try:
+            for _ in range(PRUNE_STEPS):
+                more = self.audit.prune(before, AUDIT_STEP) > 0
+                if not more or self.pause(AUDIT_PAUSE):
+                    break
+        except sqlite3.Error as error:
+            if not self._failing:
+                log.error("old audit rows cannot be deleted, tried again every second: %s: %s", self.audit.path, error)
+            self._failing = True
+            return True
+        self._failing = False
+        return more
+
+
+def scheduled_jobs(
+    settings: Settings, seed: int, audit: AuditLog | None = None, pause: Callable[[float], object] = time.sleep
+) -> list[Job]:
+    """Return the jobs that a server runs: a ticket arrives, a ticket is closed, old rows of the audit log go."""
 
     def generate(now: int) -> None:
         with closing(connect(settings.db)) as db:
@@ -2518,18 +2801,20 @@ def scheduled_jobs(settings: Settings, seed: int) -> list[Job]:
         return []
     load_words()  # now, while the file that ticketapi was started from is sure to be the same
     jobs = [Job("generate", settings.generate_every, generate), Job("process", settings.process_every, process)]
+    if audit and settings.audit_keep:
+        jobs.append(Job("prune", DAY, AuditPruner(audit, settings.audit_keep, pause).run, next_at=NEVER))  # at once, then daily
     return [job for job in jobs if job.every]
 
 
 class Scheduler:
     """The thread around `run_due_jobs`. One thread, so no job ever overlaps itself or another."""
 
-    def __init__(self, jobs: Sequence[Job], clock: Clock) -> None:
-        """Take the jobs; `start` begins."""
+    def __init__(self, jobs: Sequence[Job], clock: Clock, stop: threading.Event | None = None) -> None:
+        """Take the jobs, and what tells them to stop if they ask; `start` begins."""
         self.jobs = jobs
         self.clock = clock
         self.heartbeat = clock.monotonic()
-        self._stop = threading.Event()
+        self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
     def start(self) -> None:
@@ -2646,8 +2931,9 @@ def check_header(header: bytes) -> None:
         raise ParsingError("more than one framing")
     if codings:
         coding = header.partition(b"\ntransfer-encoding:")[2].partition(b"\n")[0]
-        if coding.count(b"chunked") > 1 or header.partition(b"\r\n")[0].endswith(b"/1.0"):
-            raise ParsingError("chunked twice, or in HTTP/1.0")
+        is_empty, first_line = not coding.strip(b", \t\r"), header.partition(b"\r\n")[0]
+        if is_empty or coding.count(b"chunked") > 1 or not first_line.endswith(b"/1.1"):
+            raise ParsingError("no coding, chunked twice, or not HTTP/1.1")
 
 
 def parse_header(parser: Any, header: bytes) -> None:
@@ -2672,6 +2958,7 @@ def refuse(task: Any) -> None:
     body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
     task.status = f"{error.code} {error.reason}"
     task.response_headers.extend(COMMON_HEADERS.items())
+    task.request.headers["CONNECTION"] = "close"  # whatever the client wished, or both would be said
     task.set_close_on_finish()
     task.content_length = len(body)
     task.write(body)
@@ -2784,7 +3071,8 @@ class Server:
 
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
         self._map: dict[int, Any] = {}
-        self._connections = min(MAX_CONNECTIONS, raise_file_limit() - RESERVED_FILES)
+        self._connections = max(8, min(MAX_CONNECTIONS, raise_file_limit() - RESERVED_FILES))
+        self._spare = min(SPARE_CONNECTIONS, self._connections // 4)
         self._stopping = False
         self._arriving: dict[Any, float] = {}  # requests not complete yet, and when each was first seen
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
@@ -2849,14 +3137,14 @@ class Server:
         wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
         if self._in_loop:
             self._in_loop.run()
-        if len(self._map) > self._connections - SPARE_CONNECTIONS:
+        if len(self._map) > self._connections - self._spare:
             self._cut_idle_connections()
 
     def _cut_idle_connections(self) -> None:
         """Close those that have been idle for longest, so that there is room for the next client."""
         idle = [channel for channel in self._channels() if not is_busy(channel, 0.0)]
         idle.sort(key=lambda channel: channel.last_activity)
-        for channel in idle[:SPARE_CONNECTIONS]:
+        for channel in idle[: len(self._map) - self._connections + self._spare]:
             channel.will_close = True
 
     def _channels(self) -> list[Any]:
@@ -2912,11 +3200,12 @@ class Option(NamedTuple):
     metavar: str = ""
     read: Callable[[str], Any] | None = None  # None: a switch, without a value
     repeatable: bool = False
+    name: str = ""  # of the field, where another option has the flag too, or the flag alone says too little
 
     @property
     def field(self) -> str:
         """The field of Settings: --generate-every is generate_every."""
-        return self.flag[2:].replace("-", "_")
+        return self.name or self.flag[2:].replace("-", "_")
 
     @property
     def variable(self) -> str:
@@ -2984,6 +3273,30 @@ def read_level(text: str) -> str:
     return text
 
 
+def read_id(text: str) -> int:
+    """Read the id of a row."""
+    return read_number(text, 1, 2**63 - 1)
+
+
+def read_user(text: str) -> int | str:
+    """Read a user's id or e-mail address."""
+    if whole_number(text) is not None:
+        return read_id(text)
+    try:
+        return read_email(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
+
+
+def read_status(text: str) -> range:
+    """Read an HTTP status, or a class of them such as `4xx`."""
+    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
+    if not match:
+        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
+    first = int(match[1]) * 100
+    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
+
+
 def read_switch(text: str) -> bool:
     """Read an environment variable that stands for a switch."""
     answers = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -2996,14 +3309,20 @@ OPTIONS = {
     option.field: option
     for option in (
         Option("--db", "file of the desk; its audit log lies beside it", "PATH", Path),
-        Option("--json", "print one JSON document"),
+        Option("--json", "print one JSON document; of the audit log, one a row"),
         Option("--host", "address to listen on", "HOST", read_text),
         Option("--port", "port to listen on; 0 picks a free one", "PORT", partial(read_number, lowest=0, highest=65_535)),
         Option("--rate", "requests a minute for each user; 0 is unlimited", "N", partial(read_number, lowest=0, highest=10**6)),
         Option("--threads", "threads that answer requests", "N", partial(read_number, lowest=1, highest=64)),
-        Option("--no-scheduler", "let no ticket arrive or be closed by itself"),
+        Option("--no-scheduler", "let no ticket arrive or be closed by itself, and prune no audit log"),
         Option("--generate-every", "how often a ticket arrives; 0 is never", "DURATION", read_duration),
         Option("--process-every", "how often a ticket is closed; 0 is never", "DURATION", read_duration),
+        Option(
+            "--audit-keep",
+            "how long rows of the audit log are kept, which the scheduler sees to once a day; 0 is for ever",
+            "DURATION",
+            read_duration,
+        ),
         Option(
             "--cors-origin",
             "origin whose pages may read answers; may be repeated; * is all, off is none",
@@ -3031,6 +3350,20 @@ OPTIONS = {
         Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
         Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_text, True),
         Option("--expires", "how long the token works; 0 is for ever", "DURATION", read_duration),
+        Option("--user", "requests of this user alone, by id or e-mail address", "USER", read_user, name="audit_user"),
+        Option(
+            "--token", "requests with this token alone, by the id that `token list` shows", "ID", read_id, name="audit_token"
+        ),
+        Option("--status", "requests answered so alone: 404, or 4xx", "STATUS", read_status, name="audit_status"),
+        Option(
+            "--path", "requests whose path holds this text alone, such as /api/users/7/", "TEXT", read_text, name="audit_path"
+        ),
+        Option("--since", "requests of that last time alone; 0 is all", "DURATION", read_duration, name="audit_since"),
+        Option(
+            "--limit", "how many rows at most; 0 is all", "N", partial(read_number, lowest=0, highest=10**9), name="audit_limit"
+        ),
+        Option("--follow", "the newest rows last, then those that come, until Ctrl-C"),
+        Option("--older-than", "delete the rows older than this", "DURATION", read_duration),
     )
 }
 
@@ -3046,7 +3379,7 @@ class Parser(argparse.ArgumentParser):
 def show_default(option: Option) -> str:
     """Write an option's default as one would type it; nothing when there is none."""
     value = getattr(Settings(), option.field)
-    if option.read is read_duration:
+    if option.read is read_duration and value is not None:
         return next((f"{value // size}{unit}" for unit, size in DURATION_UNITS if value and value % size == 0), "0")
     return " ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
 
@@ -3056,13 +3389,14 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     for name in names:
         option = OPTIONS[name]
         if option.read is None:
-            parser.add_argument(option.flag, action="store_const", const=True, help=f"{option.help} [{option.variable}]")
+            text = f"{option.help} [{option.variable}]"
+            parser.add_argument(option.flag, dest=name, action="store_const", const=True, help=text)
             continue
         default = show_default(option)
         shown = f"; default {default}" if default else ""
         text = f"{option.help}{shown} [{option.variable}]".replace("%", "%%")
         action = "append" if option.repeatable else "store"
-        parser.add_argument(option.flag, action=action, metavar=option.metavar, help=text)
+        parser.add_argument(option.flag, dest=name, action=action, metavar=option.metavar, help=text)
 
 
 def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
@@ -3086,8 +3420,14 @@ def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
 
 
 def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
-    """Return the settings of a run: flag, then TICKETAPI_* variable, then default."""
-    read = {name: read_option(OPTIONS[name], getattr(args, name), environ) for name in args.options}
+    """Return the settings of a run: flag, then TICKETAPI_* variable, then default.
+
+    What `audit prune` has from before its second word, `audit --user 7 prune`, must not be ignored: more would be deleted.
+    """
+    for name, option in OPTIONS.items():
+        if name in args and name not in args.options:
+            raise UsageError(f"{option.flag} does not go with `{args.words}` (see ticketapi {args.words} --help)")
+    read = {name: read_option(OPTIONS[name], getattr(args, name, None), environ) for name in args.options}
     return Settings(**{name: value for name, value in read.items() if value is not None})
 
 
@@ -3104,9 +3444,9 @@ def plural(count: int, noun: str) -> str:
 class Progress:
     """A line on a terminal that tells of long work: done, rate, time left. Silent elsewhere, and for the first second."""
 
-    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float]) -> None:
+    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float], noun: str = "tickets") -> None:
         """Begin to count; the clock gives seconds."""
-        self.total, self.stream, self.clock = total, stream, clock
+        self.total, self.stream, self.clock, self.noun = total, stream, clock, noun
         self.started = clock()
         self._shown = False
 
@@ -3124,7 +3464,7 @@ class Progress:
         passed = self.clock() - self.started
         if self.stream.isatty() and passed >= 1 and 0 < done < self.total:
             left = passed / done * (self.total - done)
-            self._show(f"{done:,} of {self.total:,} tickets, {done / passed:,.0f} a second, {left:.0f} s left")
+            self._show(f"{done:,} of {self.total:,} {self.noun}, {done / passed:,.0f} a second, {left:.0f} s left")
 
     def _show(self, line: str) -> None:
         """Put a text in the place of the line."""
@@ -3248,6 +3588,190 @@ def command_token_prune(settings: Settings) -> int:
     return 0
 
 
+def command_audit(settings: Settings) -> int:
+    """Show the audit log, newest first; with --follow oldest first and on and on."""
+    wanted = audit_filter(settings, wall_microseconds())
+    show = print_json_lines if settings.json else AuditTable().show
+    if settings.follow:
+        with suppress(KeyboardInterrupt):
+            follow_log(settings, wanted, show)
+        return 0
+    db, shown = open_log(settings), False
+    if db:
+        with closing(db), explained(settings.audit_db):
+            for page in newest_audits(db, wanted, settings.audit_limit):
+                show(page)
+                shown = True
+    if not shown and not settings.json:
+        print("No audits")
+    return 0
+
+
+def open_log(settings: Settings) -> sqlite3.Connection | None:
+    """Open the audit log to read it; None while there is none, but then the desk must be one, or --db is mistyped."""
+    db = open_read_only(settings.audit_db, "audit")
+    if db is None:
+        desk = open_read_only(settings.db, "desk")
+        if desk:
+            desk.close()
+    return db
+
+
+def audit_filter(settings: Settings, now: int) -> AuditFilter:
+    """Return what the options ask for. Raises NotFound for an address that no user has."""
+    user_id, status, path = settings.audit_user, settings.audit_status or range(1000), settings.audit_path
+    since = format_time(now - settings.audit_since * MICROSECONDS) if settings.audit_since else ""
+    if isinstance(user_id, str):
+        user_id = find_user_id(settings, user_id)
+    return AuditFilter(user_id, settings.audit_token, status[0], status[-1], path, since)
+
+
+def find_user_id(settings: Settings, email: str) -> int:
+    """Return the id of the user with an address; the desk is only read. Raises NotFound."""
+    desk = open_read_only(settings.db, "desk")
+    if desk:
+        with closing(desk), explained(settings.db):
+            user = find_user_by_email(desk, email)
+        if user:
+            return int(user["id"])
+    raise NotFound(f"no user of {settings.db} has the address {email}; `token list` shows those who have tokens")
+
+
+def follow_log(settings: Settings, wanted: AuditFilter, show: Callable[[Sequence[sqlite3.Row]], object]) -> None:
+    """Show the newest rows and those that come, until somebody ends it; wait for a log that is not there yet."""
+    db = open_log(settings)
+    if db is None:
+        hint(f"Waiting for {settings.audit_db}, which `serve` makes")
+    while db is None:
+        wait_for_more()
+        db = open_log(settings)
+    with closing(db), explained(settings.audit_db):
+        for page in follow_audits(db, wanted, settings.audit_limit):
+            if page:
+                show(page)
+            else:
+                wait_for_more()
+
+
+def wait_for_more() -> None:
+    """Send what was printed and wait for a moment, but no longer than somebody reads it: raises BrokenPipeError."""
+    sys.stdout.flush()
+    output = sys.stdout.fileno()
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        time.sleep(FOLLOW_SECONDS)
+        return
+    poll = select.poll()
+    poll.register(output, 0)  # for POLLERR and POLLHUP, which come unasked
+    if poll.poll(FOLLOW_SECONDS * 1000):
+        raise BrokenPipeError
+
+
+def print_json_lines(rows: Sequence[sqlite3.Row]) -> None:
+    """Print rows of the audit log as JSON Lines, a row a line; what is no ASCII is escaped (https://jsonlines.org)."""
+    for row in rows:
+        payloads = {name: read_payload(row[name]) for name in ("query", "request_body")}
+        print(json.dumps({**dict(row), **payloads}))
+
+
+def read_payload(text: str | None) -> Any:
+    """Return the JSON object of a query or body; the text itself where it is none."""
+    try:
+        return json.loads(text, parse_constant=str) if text else None
+    except (ValueError, RecursionError):
+        return text
+
+
+AUDIT_COLUMNS = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
+MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
+
+
+class AuditTable:
+    """Prints rows of the audit log as columns, page by page; on a terminal none is longer than a line of it."""
+
+    def __init__(self) -> None:
+        """Begin with columns as wide as their titles; values widen them."""
+        self.widths = [0] * len(AUDIT_COLUMNS)
+
+    def show(self, rows: Sequence[sqlite3.Row]) -> None:
+        """Print some rows, the first time with titles."""
+        lines = [audit_cells(row) for row in rows]
+        if not any(self.widths):
+            lines.insert(0, list(AUDIT_COLUMNS))
+        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
+        self.widths = list(map(max, self.widths, widest))
+        for line in lines:
+            self._print(line)
+
+    def _print(self, cells: Sequence[str]) -> None:
+        """Print one line, cut where a terminal ends."""
+        *cells, agent = cells
+        terminal = sys.stdout.isatty()
+        fitted = [fit_text(text, width) if terminal else text for text, width in zip(cells, self.widths, strict=False)]
+        padded = [text + " " * (width - text_columns(text)) for text, width in zip(fitted, self.widths, strict=False)]
+        line = "  ".join((*padded, agent))
+        if terminal:
+            line = fit_text(line, shutil.get_terminal_size().columns)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def audit_cells(row: sqlite3.Row) -> list[str]:
+    """Return what the table shows of a row, safe for a terminal."""
+    names = ("status_code", "method", "path", "user_id", "token_id", "ip_address", "duration_ms", "user_agent")
+    values = [row["created_at"][:19] + "Z", *(row[name] for name in names)]
+    return ["-" if value is None else escape(str(value)) for value in values]
+
+
+def char_columns(char: str) -> int:
+    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def text_columns(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes."""
+    return len(text) if text.isascii() else sum(map(char_columns, text))
+
+
+def fit_text(text: str, width: int) -> str:
+    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
+    if text_columns(text) <= width:
+        return text
+    ends = list(accumulate(map(char_columns, text)))
+    return text[: bisect_right(ends, width - 1)].rstrip() + "…"
+
+
+def command_audit_prune(settings: Settings) -> int:
+    """Delete the rows of the audit log that are older than a time, in small steps."""
+    if settings.older_than is None:
+        raise UsageError("audit prune needs --older-than, which says what goes: --older-than 90d")
+    if not settings.older_than:
+        raise UsageError("--older-than 0 would delete the whole log; give a time, such as 90d")
+    before = format_time(wall_microseconds() - settings.older_than * MICROSECONDS)
+    there, pruned = open_log(settings), 0
+    if there:
+        there.close()
+        with closing(open_database(settings.audit_db, "audit")) as db, explained(settings.audit_db):
+            pruned = prune_log(db, before)
+    if settings.json:
+        print_json({"pruned": pruned})
+    else:
+        print(f"Pruned {plural(pruned, 'audit')}")
+    return 0
+
+
+def prune_log(db: sqlite3.Connection, before: str) -> int:
+    """Delete the rows from before a time step by step; return how many. Others may write between two steps."""
+    pruned = 0
+    with Progress(count_old_audits(db, before), sys.stderr, time.monotonic, "audits") as progress:
+        while deleted := prune_audits(db, before, AUDIT_STEP):
+            pruned += deleted
+            progress(pruned)
+            time.sleep(AUDIT_PAUSE)
+    return pruned
+
+
 def command_serve(settings: Settings) -> int:
     """Serve the API until SIGTERM or SIGINT."""
     if bottle is None or importlib.util.find_spec("waitress") is None:
@@ -3272,7 +3796,8 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     for path in (settings.db, settings.audit_db):
         warn_of_other_readers(path)
     server = Server(make_app(settings, readers, audit, clock), sockets, settings, lambda: audit.commit(clock.monotonic()))
-    scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63)), clock)
+    stop = threading.Event()
+    scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop_once(server, number))
 
@@ -3310,7 +3835,8 @@ def describe_schedule(settings: Settings) -> str:
     """Return what the scheduler does, for the log."""
     if settings.no_scheduler:
         return "no scheduler"
-    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never)"
+    kept = f", audit rows kept for {settings.audit_keep} s" if settings.audit_keep else ""
+    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never){kept}"
 
 
 def fill_demo_desk(db: sqlite3.Connection, settings: Settings, url: str) -> None:
@@ -3358,7 +3884,10 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
 
 
-SERVE_OPTIONS = "db host port rate threads no_scheduler generate_every process_every cors_origin trusted_proxy log_level demo"
+SERVE_OPTIONS = (
+    "db host port rate threads no_scheduler generate_every process_every audit_keep cors_origin trusted_proxy log_level demo"
+)
+AUDIT_OPTIONS = "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json"
 COMMANDS = (
     Command(
         "serve",
@@ -3409,13 +3938,27 @@ COMMANDS = (
         ("db", "json"),
         ("token prune",),
     ),
+    Command(
+        "audit",
+        command_audit,
+        "show the audit log, newest first",
+        tuple(AUDIT_OPTIONS.split()),
+        ("audit --status 4xx --since 1h", "audit --user ann@example.com --path /tickets/closed", "audit --follow --json"),
+    ),
+    Command(
+        "audit prune",
+        command_audit_prune,
+        "delete old rows of the audit log, also beside a running server",
+        ("db", "older_than", "json"),
+        ("audit prune --older-than 90d",),
+    ),
 )
 
 
 def read_token_id(text: str) -> int:
     """Read the id of a token, as an argument."""
     try:
-        return read_number(text, 1, 2**63 - 1)
+        return read_id(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -3432,27 +3975,31 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ticketapi {__version__}")
     words = parser.add_subparsers(metavar="COMMAND", required=True)
     token = words.add_parser("token", help="create, list, revoke and prune tokens", description="Manage tokens.")
-    token_words = token.add_subparsers(metavar="COMMAND", required=True)
+    groups: dict[str, Any] = {"token": token.add_subparsers(metavar="COMMAND", required=True)}
     for command in COMMANDS:
         first, _, second = command.words.partition(" ")
-        add_command((token_words if second else words).add_parser, second or first, command)
+        made = add_command((groups[first] if second else words).add_parser, second or first, command)
+        if any(other.words.startswith(f"{command.words} ") for other in COMMANDS):  # a command that others begin with
+            groups[first] = made.add_subparsers(metavar="[COMMAND]", title="commands")
     return parser
 
 
-def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, command: Command) -> None:
-    """Add the parser of one command."""
+def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, command: Command) -> argparse.ArgumentParser:
+    """Add the parser of one command; an option that is not given leaves alone what was given before the last word."""
     parser = add_parser(
         name,
         help=command.help,
         description=f"{command.help[0].upper()}{command.help[1:]}.",
         epilog=example_text(command.examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     if command.words == "token revoke":
         parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
     add_options(parser, command.options)
-    parser.set_defaults(run=command.run, options=command.options)
+    parser.set_defaults(run=command.run, options=command.options, words=command.words)
+    return parser
 
 
 def example_text(examples: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ PROGRAM = (sys.executable, "-m", "ticketapi")
 DAY = 86_400
 COMMANDS = {command.words: command for command in ticketapi.COMMANDS}
 CALLS = {"token revoke": "token revoke 1"}  # a command with what it cannot do without
+NEEDED = {"audit prune": ("--older-than", "90d")}  # options that it cannot do without
 
 
 def call(words):
@@ -305,6 +306,15 @@ VALUES = {
     "user": ("Ann@Example.com", "ann@example.com", "b@x", "b@x"),
     "ability": ("*", ("*",), "a,b:c", ("a", "b:c")),
     "expires": ("1s", 1, "36500d", 36_500 * DAY),
+    "audit_keep": ("90d", 90 * DAY, "1h", 3600),
+    "audit_user": ("7", 7, "Ann@Example.com", "ann@example.com"),
+    "audit_token": ("1", 1, "9223372036854775807", 2**63 - 1),
+    "audit_status": ("404", range(404, 405), "5xx", range(500, 600)),
+    "audit_path": ("/api", "/api", "Users/7", "Users/7"),
+    "audit_since": ("1h", 3600, "90d", 90 * DAY),
+    "audit_limit": ("0", 0, "1000", 1000),
+    "follow": (True, True, "1", True),
+    "older_than": ("90d", 90 * DAY, "1s", 1),
 }
 PLACES = [(words, field) for words, command in COMMANDS.items() for field in command.options]
 
@@ -321,8 +331,8 @@ def test_there_is_a_value_for_every_option():
 @pytest.mark.parametrize(("words", "field"), PLACES)
 def test_the_flag_wins_over_the_variable_and_the_variable_over_the_default(words, field):
     text, meant, variable_text, variable_meant = VALUES[field]
-    flag = "--" + field.replace("_", "-")
-    flags, environ = ([flag] if text is True else [flag, text]), {f"TICKETAPI_{field.upper()}": variable_text}
+    flag, variable = ticketapi.OPTIONS[field].flag, ticketapi.OPTIONS[field].variable
+    flags, environ = ([flag] if text is True else [flag, text]), {variable: variable_text}
     default = getattr(ticketapi.Settings(), field)
     assert getattr(resolve(words), field) == default
     assert getattr(resolve(words, **environ), field) == variable_meant != default
@@ -369,10 +379,19 @@ BAD = {
     "user": ["ann", "@", "a@", "@b", "a b@c", "a@b\n", "a\x1b[31m@b", "a\x00@b", "\udcff@b"],
     "ability": ["", "a\tb", "x" * 256],
     "expires": ["30", "-1d", "soon"],
+    "audit_keep": ["90", "-90d", "for ever"],
+    "audit_user": ["ann", "", "0", "-7", "1.5", "9" * 25, "a\nb@x", "\u0667"],
+    "audit_token": ["0", "-1", "tkt_abc", "", "9" * 25],
+    "audit_status": ["", "99", "600", "6xx", "0xx", "40x", "4x", "xx", "4xxx", "404\n", "OK", "\u0664xx"],
+    "audit_path": ["", " ", "a\nb", "a\x1b[31mb", "x" * 256],
+    "audit_since": ["90", "yesterday", "36501d"],
+    "audit_limit": ["-1", "all", "1000000001", ""],
+    "follow": [],
+    "older_than": ["90", "-90d", "36501d", ""],
 }
 BAD_FLAGS = [(field, text) for field, texts in BAD.items() for text in texts]
 BAD_VARIABLES = [(field, text) for field, text in BAD_FLAGS if text and "\x00" not in text]
-BAD_SWITCHES = [(field, "maybe") for field in ("json", "no_scheduler", "demo")]
+BAD_SWITCHES = [(field, "maybe") for field in ("json", "no_scheduler", "demo", "follow")]
 
 
 def command_with(field):
@@ -382,15 +401,16 @@ def command_with(field):
 
 @pytest.mark.parametrize(("field", "text"), BAD_FLAGS)
 def test_a_bad_value_is_one_line_that_names_the_option(run, tmp_path, field, text):
-    flag = "--" + field.replace("_", "-")
+    flag = ticketapi.OPTIONS[field].flag
     assert_refused(run(*command_with(field), f"{flag}={text}"), 2, flag)
     assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(("field", "text"), BAD_VARIABLES + BAD_SWITCHES)
 def test_a_bad_variable_is_one_line_that_names_the_variable(run, monkeypatch, tmp_path, field, text):
-    monkeypatch.setenv(f"TICKETAPI_{field.upper()}", text)
-    assert_refused(run(*command_with(field)), 2, f"TICKETAPI_{field.upper()}")
+    variable = ticketapi.OPTIONS[field].variable
+    monkeypatch.setenv(variable, text)
+    assert_refused(run(*command_with(field)), 2, variable)
     assert files(tmp_path) == {}
 
 
@@ -464,7 +484,7 @@ def test_what_is_no_desk_is_refused_by_every_command_and_stays_as_it_was(run, tm
     before = files(tmp_path)
     for words in COMMANDS:
         if words != "serve":
-            assert_refused(run(*call(words), "--db", "it.db"), 1, "it.db", word)
+            assert_refused(run(*call(words), *NEEDED.get(words, ()), "--db", "it.db"), 1, "it.db", word)
     serving = process("serve", "--port", "0", "--db", "it.db", cwd=tmp_path)
     out, err = serving.communicate(timeout=30)
     assert_refused((serving.returncode, out, err), 1, "it.db", word)
@@ -513,8 +533,8 @@ def help_of(run, *words):
 def test_the_help_of_a_command_has_every_option_with_its_variable_and_default(run, words):
     _, text = help_of(run, *words.split())
     for field in COMMANDS[words].options:
-        flag = "--" + field.replace("_", "-")
-        assert re.search(rf"{flag} .*?\[TICKETAPI_{field.upper()}\]", text)
+        option = ticketapi.OPTIONS[field]
+        assert re.search(rf"{option.flag} .*?\[{option.variable}\]", text)
     if "generate_every" in COMMANDS[words].options:
         assert re.search(r"--generate-every DURATION [^\[]*default 1m \[", text)
 
@@ -580,6 +600,7 @@ def test_a_demo_on_a_desk_with_tickets_changes_nothing_and_names_the_desk(capsys
         ({}, ["60", "300"]),
         ({"no_scheduler": True}, ["no scheduler"]),
         ({"generate_every": 10, "process_every": 0}, ["10", "0"]),
+        ({"audit_keep": 7777}, ["7777"]),
     ],
 )
 def test_the_schedule_is_described(settings, words):

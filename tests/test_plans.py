@@ -34,6 +34,8 @@ ALLOWED = {
     ("list_tickets_counts", "SCAN json_each VIRTUAL TABLE INDEX 1:"): "the authors of one batch, handed in as JSON",
     ("list_tokens", "SCAN tokens"): "prints all tokens",
     ("delete_expired_tokens", "SCAN personal_access_tokens"): "all tokens are few, and a person asked for it",
+    ("delete_old_audits", "SCAN api_audits"): "from the oldest row on, ends after a batch",
+    ("delete_old_audits", "SCAN (subquery-1)"): "the rows of that batch",
     ("create_schema", "SCAN 2 CONSTANT ROWS"): "the counters of a new desk",
     ("check_tables", "SCAN sqlite_master"): "reads the names of the tables and indexes there are",
     ("read_identity", "SCAN sqlite_master"): "counts the tables of a file that may be another program's",
@@ -100,6 +102,16 @@ def run_commands(path):
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         for command in commands:
             assert ticketapi.main([*command.split(), "--db", str(path)]) == 0, err.getvalue()
+
+
+def read_log(settings):
+    """Show, follow and prune the audit log."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        for command in ("audit", "audit --status 1xx --since 1h --json", "audit prune --older-than 1d"):
+            assert ticketapi.main([*command.split(), "--db", str(settings.db)]) == 0, err.getvalue()
+    assert "Pruned 0 audits" in out.getvalue()
+    with closing(ticketapi.open_read_only(settings.audit_db, "audit")) as db:
+        assert len(next(ticketapi.follow_audits(db, ticketapi.AuditFilter(), 3))) == 3
 
 
 def run_jobs(settings, now):
@@ -170,6 +182,7 @@ def live(path):
             ask_everything(api, token, author)
             make_gaps(db)
             ask_everything(api, token, author)
+        read_log(api.settings)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +223,12 @@ def test_what_is_allowed_is_allowed_to_a_query_that_there_is(ran):
         ("list_user_tickets", "tickets_by_user (user_id=? AND user_number>? AND user_number<?)"),
         ("find_open_ticket_before", "tickets_open (id<?)"),
         ("find_top_user", "users_by_tickets_count (tickets_count>?)"),
+        ("list_audits", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        ("list_audits_back", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        ("has_audits_since", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        ("find_audit_from", "INTEGER PRIMARY KEY (rowid>?)"),
+        ("find_last_audit_id", "INTEGER PRIMARY KEY (rowid<?)"),
+        ("delete_old_audits", "INTEGER PRIMARY KEY (rowid=?)"),
     ],
 )
 def test_a_list_is_read_from_its_own_index(ran, function, index):

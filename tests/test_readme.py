@@ -28,7 +28,7 @@ def code(cell):
     return found[1] if found else ""
 
 
-OPTION_ROWS = {code(row[0]).split()[0]: row for row in table(section("Options"))}
+OPTION_ROWS = {code(row[1]): row for row in table(section("Options"))}
 COMMAND_NAMES = [command.words for command in ticketapi.COMMANDS]
 
 
@@ -38,16 +38,17 @@ def test_every_command_is_in_the_table_and_no_other():
 
 
 def test_every_option_is_in_the_table_and_no_other():
-    assert sorted(OPTION_ROWS) == sorted(option.flag for option in ticketapi.OPTIONS.values())
+    assert sorted(OPTION_ROWS) == sorted(option.variable for option in ticketapi.OPTIONS.values())
+    assert len(table(section("Options"))) == len(OPTION_ROWS)
 
 
 def test_every_field_of_the_settings_is_an_option():
     assert sorted(ticketapi.OPTIONS) == sorted(ticketapi.Settings.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("option", ticketapi.OPTIONS.values(), ids=lambda option: option.flag)
+@pytest.mark.parametrize("option", ticketapi.OPTIONS.values(), ids=lambda option: option.field)
 def test_an_option_is_documented_with_variable_default_value_and_commands(option):
-    written, variable, default, commands, _ = OPTION_ROWS[option.flag]
+    written, variable, default, commands, _ = OPTION_ROWS[option.variable]
     assert code(written) == f"{option.flag} {option.metavar}".strip()
     assert code(variable) == option.variable
     assert code(default) == ("" if option.read is None else ticketapi.show_default(option))
@@ -91,6 +92,7 @@ def test_every_error_of_the_code_is_in_the_table_and_no_other():
 def test_the_limits_in_the_text_are_those_of_the_code():
     assert f"`per_page` ({ticketapi.PER_PAGE}, from 1 to {ticketapi.MAX_PER_PAGE})" in README
     assert f"batches of {ticketapi.BATCH:,}" in README
+    assert f"the {ticketapi.AUDIT_LOOK:,} oldest rows" in README
     assert f"{ticketapi.MAX_BODY_BYTES // 1024} KiB" in README
     assert f"{ticketapi.MAX_HEADER_BYTES // 1024} KiB" in README
 
