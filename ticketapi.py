@@ -370,15 +370,18 @@ def read_header(path: Path) -> tuple[int, int, bool]:
     if len(header) < 108 or not header.startswith(b"SQLite format 3\0"):
         raise sqlite3.DatabaseError("file is not a database")
     is_interior_page, cells = header[100] == 5, header[103:105]
-    return int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"), is_interior_page or any(cells)
+    application_id, version = (int.from_bytes(header[at : at + 4], "big", signed=True) for at in (68, 60))
+    return application_id, version, is_interior_page or any(cells)
 
 
-def read_identity(path: Path, mode: str = "ro") -> tuple[int, int, bool]:
+def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
     """Return the same as `read_header` as SQLite sees it, with the WAL, as one state, and without changing it.
 
-    Only where a desk was killed while it was being made must SQLite roll back its first write before it can read.
+    Where there is no WAL, SQLite is told to make none, which it could not remove again. Only where a desk was killed while it
+    was being made must it roll back its first write before it can read. https://sqlite.org/uri.html
     """
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    has_wal = path.with_name(path.name + "-wal").exists() or path.with_name(path.name + "-journal").exists()
+    uri = f"{path.absolute().as_uri()}?{mode or ('mode=ro' if has_wal else 'immutable=1')}"
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
             db.execute("BEGIN")
@@ -386,9 +389,9 @@ def read_identity(path: Path, mode: str = "ro") -> tuple[int, int, bool]:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             return found, version, bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     except sqlite3.OperationalError as error:
-        if mode == "rw" or "readonly" not in str(error):
+        if mode or "readonly" not in str(error):
             raise
-        return read_identity(path, "rw")
+        return read_identity(path, "mode=rw")
 
 
 def check_identity(path: Path, part: str) -> None:
@@ -402,6 +405,10 @@ def check_identity(path: Path, part: str) -> None:
         found, version, has_tables = read(path)
         if found != application_id and (found or version or has_tables):
             raise TicketApiError(f"{path} belongs to another program; choose another --db")
+    if has_tables and version < 1:
+        raise TicketApiError(f"{path} is damaged: it has tables, but no version; restore a backup")
+    if not os.access(path, os.W_OK):
+        raise explain_sqlite_error(sqlite3.OperationalError("readonly"), path)
     if version > known:
         raise TicketApiError(f"{path} is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi")
 
@@ -3789,6 +3796,9 @@ def command_serve(settings: Settings) -> int:
     return 0
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> None:
     """Run server and scheduler until a signal, and tell systemd how they are."""
     clock, readers = Clock(), Readers(settings.db)
@@ -3798,8 +3808,8 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     server = Server(make_app(settings, readers, audit, clock), sockets, settings, lambda: audit.commit(clock.monotonic()))
     stop = threading.Event()
     scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: stop_once(server, number))
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: stop_once(server))
 
     def beat() -> None:
         audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
@@ -3825,9 +3835,10 @@ def warn_of_other_readers(path: Path) -> None:
         log.warning("%s is open to other users (mode %04o): chmod 600 %s", path, mode, path)
 
 
-def stop_once(server: Server, number: int) -> None:
-    """Ask the server to stop; the same signal again ends the process at once."""
-    signal.signal(number, signal.SIG_DFL)
+def stop_once(server: Server) -> None:
+    """Ask the server to stop; another signal ends the process at once."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     server.stop()
 
 
