@@ -282,8 +282,14 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
 )
 
 
-def explain_sqlite_error(error: sqlite3.Error, path: Path) -> TicketApiError:
+# What SQLite raises; Python cannot decode a message that cites damaged text.
+SQLITE_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
+
+def explain_sqlite_error(error: Exception, path: Path) -> TicketApiError:
     """Turn what SQLite reports into one line that names the file and the fix."""
+    if isinstance(error, UnicodeDecodeError):
+        return TicketApiError(f"{path}: database disk image is malformed")
     for fragment, kind, text in SQLITE_EXPLANATIONS:
         if fragment in str(error):
             return kind(text.format(path=path))
@@ -355,8 +361,6 @@ def read_identity(path: Path, mode: str = "ro") -> tuple[int, int, bool]:
             found = db.execute("PRAGMA application_id").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
             return found, version, bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    except UnicodeDecodeError as error:  # SQLite's message cites what is damaged, and Python cannot read it
-        raise sqlite3.DatabaseError("database disk image is malformed") from error
     except sqlite3.OperationalError as error:
         if mode == "rw" or "readonly" not in str(error):
             raise
@@ -496,7 +500,7 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, path) from error
     except PermissionError as error:
         raise explain_sqlite_error(sqlite3.OperationalError("unable to open"), path) from error
@@ -525,10 +529,14 @@ def open_to_inspect(path: Path) -> sqlite3.Connection:
     mode = "ro" if os.path.exists(wal) and wal.stat().st_size else "rw"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
-    db.row_factory = sqlite3.Row
-    db.execute("PRAGMA trusted_schema = OFF")
-    db.execute("PRAGMA cell_size_check = ON")
-    db.execute(f"PRAGMA cache_size = {-PARTS['desk'].cache_kib:d}")  # a quarter less time for an integrity check
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute(f"PRAGMA cache_size = {-PARTS['desk'].cache_kib:d}")  # a quarter less time for an integrity check
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -2233,7 +2241,7 @@ def check_access(path: Path) -> Finding:
     return Finding(OK, str(path), "access")
 
 
-def explain_damage(error: sqlite3.Error, path: Path) -> str:
+def explain_damage(error: Exception, path: Path) -> str:
     """Say what SQLite reports of a file that is named already, and the fix."""
     text = str(explain_sqlite_error(error, path))
     if text.startswith(f"{path}: "):
@@ -2245,9 +2253,9 @@ def attempt(path: Path, check: str, level: str, fix: str, work: Callable[[], lis
     """Run one check, which returns the problems it finds, of a level, and may be kept from its end by damage."""
     try:
         problems = work()
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         return Finding(WRONG, str(path), check, explain_damage(error, path))
-    except (MemoryError, UnicodeDecodeError):  # a damaged length, and a message of SQLite that cites damaged text
+    except MemoryError:  # what a damaged length may ask for
         return Finding(WRONG, str(path), check, f"it is too damaged for this check; {RESTORE}")
     if problems:
         return Finding(level, str(path), check, "; ".join([*problems, fix]))
@@ -2262,7 +2270,7 @@ def check_schema_version(path: Path, part: str) -> Finding:
         found, version, _ = read_identity(path)
     except TicketApiError as error:
         return Finding(WRONG, str(path), "schema", str(error).removeprefix(f"{path} "))
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         return Finding(WRONG, str(path), "schema", explain_damage(error, path))
     except OSError as error:
         return Finding(WRONG, str(path), "schema", f"cannot be read: {error.strerror}; run check as its owner")
@@ -2323,7 +2331,11 @@ def check_file(path: Path, part: str) -> list[Finding]:
     findings.append(schema)
     if schema.level == WRONG:
         return findings
-    with closing(open_to_inspect(path)) as db, interruptible(db):
+    try:
+        db = open_to_inspect(path)
+    except SQLITE_FAILURES as error:
+        return [*findings, Finding(WRONG, str(path), "tables", explain_damage(error, path))]
+    with closing(db), interruptible(db):
         return findings + [attempt(path, *check) for check in checks_of(db, part, schema.level == OK)]
 
 
@@ -2490,20 +2502,21 @@ def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Ca
                 check_destination(backup.destination, force)
                 os.replace(part, backup.destination)
             sync_to_disk(backups[0].destination.parent)
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         raise explain_failed_copy(error, backups[0]) from error
     except OSError as error:
         raise TicketApiError(f"cannot write {backups[0].destination}: {error.strerror}; no backup was made") from error
     return copies
 
 
-def explain_failed_copy(error: sqlite3.Error, backup: Backup) -> TicketApiError:
+def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
     """Turn what SQLite reports of two files into one line."""
     if "full" in str(error):
         return TicketApiError(f"disk full: make room where {backup.destination} lies; no backup was made")
     explained = explain_sqlite_error(error, backup.source)
     if str(explained).startswith(f"{backup.source}: "):
-        return TicketApiError(f"cannot copy {backup.source} to {backup.destination}: {error}; run ticketapi check")
+        reason = str(explained).removeprefix(f"{backup.source}: ")
+        return TicketApiError(f"cannot copy {backup.source} to {backup.destination}: {reason}; run ticketapi check")
     return explained
 
 
@@ -3971,7 +3984,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     more = {name: getattr(args, name) for name in ("token_id", "destination") if hasattr(args, name)}
     try:
         return int(args.run(settings, **more))
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, settings.db) from error
 
 

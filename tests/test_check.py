@@ -310,7 +310,7 @@ def test_a_file_that_was_cut_is_found(check, desk, size):
 def test_small_damage_never_ends_in_a_traceback(check, desk, model):
     chance, sound = random.Random(2), model.read_bytes()
     codes = set()
-    for _ in range(150):
+    for _ in range(80):
         place = chance.randrange(len(sound))
         size = chance.choice((1, 2, 4, 16, 64))
         desk.write_bytes(sound[:place] + chance.randbytes(size) + sound[place + size :])
@@ -336,16 +336,27 @@ def test_lines_that_come_before_damage_ends_the_integrity_check_are_told(desk):
     assert not any(line.startswith("***") for line in lines)
 
 
-def test_a_message_of_sqlite_that_is_no_text_is_damage_too(check, run, desk):
-    sound = desk.read_bytes()
+def damage_name(sound):
+    """Damage the name of a table and its statement."""
     damaged = re.sub(rb"(?<=table)tickets(?=tickets.CREATE TABLE tickets)", b"\xff\xb5ckets", sound, flags=re.DOTALL)
-    damaged = damaged.replace(b"CREATE TABLE tickets (", b"CREATE TABLE tickets )")
-    assert damaged != sound
-    desk.write_bytes(damaged)
+    return damaged.replace(b"CREATE TABLE tickets (", b"CREATE TABLE tickets )")
+
+
+def damage_column(sound):
+    """Damage the name of a column in a condition."""
+    return sound.replace(b"CHECK (tickets_count", b"CHECK (tick\xdats_count")
+
+
+@pytest.mark.parametrize(("change_bytes", "check_name"), [(damage_name, "schema"), (damage_column, "tables")])
+def test_a_message_of_sqlite_that_is_no_text_is_damage_too(check, run, desk, change_bytes, check_name):
+    sound = desk.read_bytes()
+    desk.write_bytes(change_bytes(sound))
+    assert desk.read_bytes() != sound
     code, findings = check()
-    assert (code, wrong(findings)) == (1, {("desk.db", "schema"): "database disk image is malformed; restore a backup"})
-    code, out, err = run("process", "--db", desk)
-    assert (code, out, err) == (1, "", f"ticketapi: {desk}: database disk image is malformed\n")
+    assert (code, wrong(findings)) == (1, {("desk.db", check_name): "database disk image is malformed; restore a backup"})
+    assert run("process", "--db", desk) == (1, "", f"ticketapi: {desk}: database disk image is malformed\n")
+    code, out, err = run("backup", "copy.db", "--db", desk)
+    assert (code, out, err.count("\n"), "database disk image is malformed" in err) == (1, "", 1, True)
 
 
 def fail(kind):
@@ -353,10 +364,16 @@ def fail(kind):
     raise kind
 
 
-@pytest.mark.parametrize("error", [MemoryError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")])
-def test_what_damage_makes_of_a_check_is_wrong(desk, error):
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (MemoryError(), "it is too damaged for this check"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "database disk image is malformed"),
+    ],
+)
+def test_what_damage_makes_of_a_check_is_wrong(desk, error, detail):
     found = ticketapi.attempt(desk, "integrity", "wrong", "fix", partial(fail, error))
-    assert (found.level, found.detail) == ("wrong", "it is too damaged for this check; restore a backup")
+    assert (found.level, found.detail) == ("wrong", f"{detail}; restore a backup")
 
 
 def test_an_interruption_ends_a_long_statement(desk):
