@@ -15,6 +15,8 @@ Commands
     process    close the oldest open tickets
     token      create, list, revoke and prune the tokens that the API asks for
     audit      show and follow the audit log, and prune it
+    check      look for damage, wrong counters, open file modes and versions with known problems
+    backup     copy the desk, and with --audit its audit log, while a server runs
 
 Configuration
     Every option can be given as a flag, as an environment variable (--generate-every is TICKETAPI_GENERATE_EVERY), or left
@@ -73,7 +75,7 @@ from bisect import bisect_left, bisect_right
 from calendar import timegm
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate, islice
@@ -119,6 +121,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
 NEVER = -(10**18)  # a moment before all others
 
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
+BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
 BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
@@ -193,6 +196,11 @@ class Settings:
     audit_limit: int = 50  # rows; 0 is all
     follow: bool = False
     older_than: int | None = None
+    # check
+    repair: bool = False
+    # backup
+    audit: bool = False
+    force: bool = False
 
     @property
     def audit_db(self) -> Path:
@@ -312,8 +320,14 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
 )
 
 
-def explain_sqlite_error(error: sqlite3.Error, path: Path) -> TicketApiError:
+# What SQLite raises; Python cannot decode a message that cites damaged text.
+SQLITE_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
+
+def explain_sqlite_error(error: Exception, path: Path) -> TicketApiError:
     """Turn what SQLite reports into one line that names the file and the fix."""
+    if isinstance(error, UnicodeDecodeError):
+        error = sqlite3.DatabaseError("database disk image is malformed")
     for fragment, kind, text in SQLITE_EXPLANATIONS:
         if fragment in str(error):
             return kind(text.format(path=path, error=error))
@@ -557,7 +571,7 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, path) from error
     except PermissionError as error:
         raise explain_sqlite_error(sqlite3.OperationalError("unable to open"), path) from error
@@ -587,7 +601,7 @@ def explained(path: Path) -> Iterator[None]:
     """Turn what SQLite reports in a block into one line about a file."""
     try:
         yield
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, path) from error
 
 
@@ -630,6 +644,125 @@ def without_waiting(db: sqlite3.Connection) -> Iterator[None]:
         set_busy_timeout(db, wait_ms)
 
 
+def require_database(path: Path) -> None:
+    """Refuse a path at which there is no file, for commands that must not make one."""
+    check_path(path)
+    if not os.path.exists(path):
+        raise TicketApiError(f"there is no desk at {path}; --db names its file")
+
+
+def sidecars(path: Path) -> list[Path]:
+    """Return the files that SQLite puts beside a database while it is in use."""
+    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
+
+
+def open_to_inspect(path: Path) -> sqlite3.Connection:
+    """Open a file that is there to read it as it stands: nothing is created, upgraded or moved from its WAL into it.
+
+    SQLite reads a file in WAL mode by way of a WAL and a -shm file; only a connection that could write takes them away again,
+    but it would also write back what a killed program left in the WAL.
+    """
+    wal = sidecars(Path(os.path.realpath(path)))[0]
+    mode = "ro" if os.path.exists(wal) and wal.stat().st_size else "rw"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute(f"PRAGMA cache_size = {-PARTS['desk'].cache_kib:d}")  # a quarter less time for an integrity check
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextmanager
+def interruptible(db: sqlite3.Connection) -> Iterator[None]:
+    """Let a signal end a long statement: SQLite calls Python now and then, which handles signals there alone."""
+    db.set_progress_handler(lambda: None, 100_000)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if str(error) == "interrupted":  # what SQLite makes of a KeyboardInterrupt in its callback
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        db.set_progress_handler(None, 0)
+
+
+def integrity_problems(db: sqlite3.Connection, limit: int) -> list[str]:
+    """Return the first of what SQLite finds wrong with the structure of a file, its values and its indexes."""
+    lines: list[str] = []
+    try:
+        for (text,) in db.execute(f"PRAGMA integrity_check({limit:d})"):
+            lines += str(text).splitlines()
+    except sqlite3.DatabaseError as error:  # damage may end the check itself; what it said before tells more
+        if not lines or isinstance(error, sqlite3.OperationalError):
+            raise
+    return [line for line in lines if line != "ok" and not line.startswith("***")][:limit]
+
+
+def reference_problems(db: sqlite3.Connection, limit: int) -> list[str]:
+    """Return the first of the rows that refer to a row that is not there."""
+    rows = db.execute("PRAGMA foreign_key_check").fetchmany(limit)
+    return [f"row {row_id} of {table} refers to a row of {parent} that is not there" for table, row_id, parent, _ in rows]
+
+
+def list_schema(db: sqlite3.Connection) -> dict[str, str]:
+    """Return the statements that made the tables and indexes of a file, and anything else in it, by name."""
+    rows = db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return {str(name): str(sql) for name, sql in rows if not str(name).startswith("sqlite_")}
+
+
+def expected_schema(part: str) -> dict[str, str]:
+    """Return the statements that make the tables and indexes of a new file, by name."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        create_schema(db, part)
+        return list_schema(db)
+
+
+def copy_database(db: sqlite3.Connection, target: Path, report: Callable[[int], object]) -> int:
+    """Copy a database as it is at one moment into an empty file, while others write; return the version of its schema.
+
+    `report` gets the bytes done. The copy is one file, without WAL. This is SQLite's online backup within a snapshot, which
+    keeps it from beginning anew at every commit of others: 430 MB took 1 to 3 s beside a writer, in one step as in many
+    (which a signal can end), and VACUUM INTO 9 to 14 s.
+    """
+    size: int = db.execute("PRAGMA page_size").fetchone()[0]
+    uri = f"{target.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as copy, snapshot(db):
+        copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is thrown away, one that is done is synced as a whole
+        copy.execute("PRAGMA synchronous = OFF")
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]  # the snapshot begins
+        db.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, total: report((total - left) * size))
+        copy.execute("PRAGMA journal_mode = DELETE")
+    return version
+
+
+def sync_to_disk(path: Path) -> None:
+    """Put on the disk what a file holds or what a directory lists. Only where this process has no connection to the file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Give an empty file (0600) beside a path for what is to be renamed to it; it is gone at the end, come what may."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.unlink(missing_ok=True)  # of a killed process that had our number
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        part.chmod(0o600)  # whatever the umask has taken away
+        yield part
+    finally:
+        for file in (part, *sidecars(part)):
+            file.unlink(missing_ok=True)
+
+
 def lock_desk(path: Path) -> int:
     """Take the right to serve a desk and return the lock's file descriptor; it ends with the process.
 
@@ -643,6 +776,18 @@ def lock_desk(path: Path) -> int:
         os.close(handle)
         raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db") from error
     return handle
+
+
+def is_served(path: Path) -> bool:
+    """Tell whether a server has the lock of a desk; it may have no connection open."""
+    real = Path(os.path.realpath(path))
+    if not os.path.exists(real.with_name(real.name + "-lock")):
+        return False
+    try:
+        os.close(lock_desk(path))
+    except TicketApiError:
+        return True
+    return False
 
 
 # ======================================================================================================================
@@ -944,6 +1089,132 @@ def add_ticket_count(db: sqlite3.Connection, status: int, more: int) -> None:
     )
 
 
+# Counters against rows, for `check` ---------------------------------------------------------------
+
+
+def count_ticket_rows(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return how many tickets are open and how many there are, from the rows."""
+    row = db.execute(
+        """
+        SELECT (SELECT count(*) FROM tickets WHERE status = 1),
+               (SELECT count(*) FROM tickets)
+        """
+    ).fetchone()
+    return row[0], row[1]
+
+
+def list_ticket_counts(db: sqlite3.Connection) -> dict[int, int]:
+    """Return how many tickets there are of each status, from the counters."""
+    rows = db.execute(
+        """
+        SELECT status, tickets
+        FROM ticket_counts
+        """
+    )
+    return dict(rows.fetchall())
+
+
+def list_unsound_users(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield the users whose counter is not the number of their tickets (written), or whose highest user_number is not."""
+    return db.execute(
+        """
+        SELECT users.id, tickets_count, count(user_number) AS written, coalesce(max(user_number), 0) AS highest
+        FROM users
+        LEFT JOIN tickets ON user_id = users.id
+        GROUP BY users.id
+        HAVING tickets_count <> written OR highest <> written
+        """
+    )
+
+
+def find_closed_numbers(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return how many tickets have a closed_number, and the highest, 0 for none."""
+    row = db.execute(
+        """
+        SELECT count(*), coalesce(max(closed_number), 0)
+        FROM tickets
+        WHERE closed_number IS NOT NULL
+        """
+    ).fetchone()
+    return row[0], row[1]
+
+
+def set_ticket_counts(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
+    """Set the counters of statuses, given as (status, tickets)."""
+    db.executemany(
+        """
+        INSERT INTO ticket_counts (status, tickets)
+        VALUES (?, ?)
+        ON CONFLICT (status) DO UPDATE SET tickets = excluded.tickets
+        """,
+        counts,
+    )
+
+
+def set_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
+    """Set the counters of users, given as (tickets, user id)."""
+    db.executemany(
+        """
+        UPDATE users
+        SET tickets_count = ?
+        WHERE id = ?
+        """,
+        counts,
+    )
+
+
+def list_user_numbers(db: sqlite3.Connection, user_id: int, after: int, limit: int) -> list[sqlite3.Row]:
+    """Return id and number of the first tickets of a user after a number."""
+    return db.execute(
+        """
+        SELECT id, user_number
+        FROM tickets
+        WHERE user_id = :user_id AND user_number > :after
+        ORDER BY user_number
+        LIMIT :limit
+        """,
+        {"user_id": user_id, "after": after, "limit": limit},
+    ).fetchall()
+
+
+def list_closed_numbers(db: sqlite3.Connection, after: int, limit: int) -> list[sqlite3.Row]:
+    """Return id and number of the first closed tickets after a number."""
+    return db.execute(
+        """
+        SELECT id, closed_number
+        FROM tickets
+        WHERE closed_number > :after
+        ORDER BY closed_number
+        LIMIT :limit
+        """,
+        {"after": after, "limit": limit},
+    ).fetchall()
+
+
+def set_user_numbers(db: sqlite3.Connection, numbers: Iterable[tuple[int, int]]) -> None:
+    """Set the numbers of tickets among their user's, given as (number, id)."""
+    db.executemany(
+        """
+        UPDATE tickets
+        SET user_number = ?
+        WHERE id = ?
+        """,
+        numbers,
+    )
+
+
+def set_closed_numbers(db: sqlite3.Connection, numbers: Iterable[tuple[int, int]]) -> None:
+    """Set the numbers of tickets among the closed ones, given as (number, id)."""
+    db.executemany(
+        """
+        UPDATE tickets
+        SET closed_number = ?
+        WHERE id = ?
+        """,
+        numbers,
+    )
+
+
 # Tokens ------------------------------------------------------------------------------------------
 
 
@@ -1152,6 +1423,17 @@ def delete_old_audits(db: sqlite3.Connection, before: str, limit: int, among: in
         {"before": before, "limit": limit, "among": among},
     )
     return cursor.rowcount
+
+
+def count_audits(db: sqlite3.Connection) -> int:
+    """Return how many rows the audit log has."""
+    count: int = db.execute(
+        """
+        SELECT count(*)
+        FROM api_audits
+        """
+    ).fetchone()[0]
+    return count
 
 
 # ======================================================================================================================
@@ -2146,7 +2428,7 @@ class AuditLog:
         except sqlite3.IntegrityError as error:  # a row that can never be written must not hold up the others
             self.failures += 1
             self._lose(len(self._waiting), str(error))
-        except sqlite3.Error as error:
+        except SQLITE_FAILURES as error:
             self._postpone(error, now)
         else:
             self._waiting.clear()
@@ -2155,7 +2437,7 @@ class AuditLog:
                 set_busy_timeout(self._db, AUDIT_WAIT_MS)
                 log.info("the audit log is written again: %s", self.path)
 
-    def _postpone(self, error: sqlite3.Error, now: float) -> None:
+    def _postpone(self, error: Exception, now: float) -> None:
         """Leave the rows for a later second, in which nobody waits for a lock; beyond the bound the oldest are lost."""
         self.failures += 1
         if self._retry_at == -math.inf:
@@ -2211,9 +2493,9 @@ class Readiness:
         try:
             find_newest_ticket(readers.get().db)
             probe_disk(self.path)
-        except sqlite3.Error as error:
+        except SQLITE_FAILURES as error:
             log.warning("not ready: %s", explain_sqlite_error(error, self.path))
-            return f"The database does not answer: {error}."
+            return "The database does not answer."
         except OSError as error:
             log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
             return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
@@ -2285,6 +2567,364 @@ def prune_audits(db: sqlite3.Connection, before: str, limit: int) -> int:
     """
     with transaction(db):
         return delete_old_audits(db, before, limit, AUDIT_LOOK)
+
+
+# Check: is everything as it should be? ------------------------------------------------------------
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+RESTORE = "restore a backup"
+REPAIR = "run ticketapi check --repair"
+WAL_RESET_FIXES = ((3, 44, 6), (3, 50, 7), (3, 51, 3))  # https://sqlite.org/wal.html, "The WAL-Reset Bug"
+
+# Versions below these have a problem worth knowing.
+PACKAGE_PROBLEMS = (
+    ("bottle", (0, 13, 4), "ticketapi is tested with 0.13.4 and newer, and before 0.12.20 there is CVE-2022-31799"),
+    ("waitress", (3, 0, 1), "before 3.0.1 there are CVE-2024-49768 (request smuggling) and CVE-2024-49769 (denial of service)"),
+    ("waitress", (3, 0, 2), "before 3.0.2 headers of a proxy that is not trusted get through beside those of one that is"),
+)
+
+
+class Finding(NamedTuple):
+    """What one check found: its level is ok, note (worth knowing) or wrong; file is None for what belongs to none."""
+
+    level: str
+    file: str | None
+    check: str
+    detail: str = ""
+
+
+def judge_sqlite(version: tuple[int, ...]) -> Finding:
+    """Say what is known of a version of SQLite."""
+    text = ".".join(map(str, version))
+    if version < (3, 37):
+        return Finding(WRONG, None, "sqlite", f"{text}: ticketapi needs 3.37 or newer; use a newer Python")
+    fixed = version >= WAL_RESET_FIXES[-1] or any(version[:2] == fix[:2] and version >= fix for fix in WAL_RESET_FIXES)
+    if fixed:
+        return Finding(OK, None, "sqlite", text)
+    problem = "two connections that commit and checkpoint at the very same moment can damage a file"
+    return Finding(NOTE, None, "sqlite", f"{text}: {problem} (WAL-reset bug, very rare); 3.51.3 is cured of it")
+
+
+def judge_package(name: str, version: str | None) -> Finding:
+    """Say what is known of a version of a package, None when it is not installed."""
+    if version is None:
+        return Finding(NOTE, None, name, "not installed; serve needs it")
+    numbers = tuple(map(int, re.findall(r"[0-9]+", version)[:3]))
+    for package, cured, problem in PACKAGE_PROBLEMS:
+        if package == name and numbers < cured:
+            return Finding(NOTE, None, name, f"{version}: {problem}; upgrade it")
+    return Finding(OK, None, name, version)
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    import importlib.metadata  # takes longer to load than most commands run
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_modes(path: Path) -> list[Finding]:
+    """Check that nobody else can read or write a file and what SQLite has put beside it."""
+    real = Path(os.path.realpath(path))
+    wrong = []
+    for file, name in zip((real, *sidecars(real)), (path, *sidecars(path)), strict=True):
+        with suppress(FileNotFoundError):
+            mode = file.stat().st_mode & 0o777
+            if mode & 0o077:
+                fix = f"run chmod 600 {shlex.quote(str(file))}"
+                wrong.append(Finding(WRONG, str(name), "mode", f"{mode:04o} lets other users at it; {fix}"))
+    return wrong or [Finding(OK, str(path), "mode")]
+
+
+def check_access(path: Path) -> Finding:
+    """Check that this process could write a file, and beside it."""
+    real = os.path.realpath(path)
+    shut = [place for place in (real, os.path.dirname(real)) if not os.access(place, os.W_OK)]
+    if shut:
+        return Finding(WRONG, str(path), "access", f"this user cannot write {shut[0]}; run ticketapi as its owner, or chown it")
+    return Finding(OK, str(path), "access")
+
+
+def explain_damage(error: Exception, path: Path) -> str:
+    """Say what SQLite reports of a file that is named already, and the fix."""
+    text = str(explain_sqlite_error(error, path))
+    if text.startswith(f"{path}: "):
+        return f"{text.removeprefix(f'{path}: ')}; {RESTORE}"
+    return text.removeprefix(f"{path} ")
+
+
+def attempt(path: Path, check: str, level: str, fix: str, work: Callable[[], list[str]]) -> Finding:
+    """Run one check, which returns the problems it finds, of a level, and may be kept from its end by damage."""
+    try:
+        problems = work()
+    except SQLITE_FAILURES as error:
+        return Finding(WRONG, str(path), check, explain_damage(error, path))
+    except MemoryError:  # what a damaged length may ask for
+        return Finding(WRONG, str(path), check, f"it is too damaged for this check; {RESTORE}")
+    if problems:
+        return Finding(level, str(path), check, "; ".join([*problems, fix]))
+    return Finding(OK, str(path), check)
+
+
+def check_schema_version(path: Path, part: str) -> Finding:
+    """Check that a file is ours, not of a newer ticketapi, and not empty; an older one is worth a note."""
+    application_id, known = PARTS[part][:2]
+    try:
+        check_identity(path, part)
+        found, version, _ = read_identity(path)
+    except TicketApiError as error:
+        return Finding(WRONG, str(path), "schema", str(error).removeprefix(f"{path} "))
+    except SQLITE_FAILURES as error:
+        return Finding(WRONG, str(path), "schema", explain_damage(error, path))
+    except OSError as error:
+        return Finding(WRONG, str(path), "schema", f"cannot be read: {error.strerror}; run check as its owner")
+    if found != application_id:
+        return Finding(WRONG, str(path), "schema", f"is empty; {RESTORE}, or let another command make it anew")
+    if version < known:
+        return Finding(NOTE, str(path), "schema", f"version {version}; opening it will upgrade it to version {known}")
+    return Finding(OK, str(path), "schema", f"version {version}")
+
+
+def table_problems(db: sqlite3.Connection, part: str) -> list[str]:
+    """Return which tables and indexes are missing or unlike those of schema.sql."""
+    wanted, found = expected_schema(part), list_schema(db)
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    return problems + [f"{name} is unlike schema.sql" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
+
+
+def extra_tables(db: sqlite3.Connection, part: str) -> list[str]:
+    """Return what somebody else has put into a file: tables, indexes, triggers, views."""
+    return [f"{name} is none of ours" for name in list_schema(db).keys() - expected_schema(part).keys()]
+
+
+def users_problem(users: Iterable[Any], text: str) -> list[str]:
+    """Return a text about the first of some users, if there is one, with how many more there are."""
+    first, more = None, -1
+    for user in users:
+        first, more = first or user, more + 1
+    rest = f" (and {more} more user{'s' if more > 1 else ''})" if more > 0 else ""
+    return [text.format(*first) + rest] if first else []
+
+
+def counter_problems(db: sqlite3.Connection) -> list[str]:
+    """Return how the counters and the numbers of the lists differ from the rows, in one state of the desk."""
+    with snapshot(db):
+        waiting, total = count_ticket_rows(db)
+        counters = list_ticket_counts(db)
+        closed, highest = find_closed_numbers(db)
+        unsound = list(list_unsound_users(db))
+    rows = ((OPEN, "open", waiting), (CLOSED, "closed", total - waiting))
+    problems = [
+        f"{count} {'ticket is' if count == 1 else 'tickets are'} {word}, the counter says {counters.get(status, 'nothing')}"
+        for status, word, count in rows
+        if counters.get(status) != count
+    ]
+    miscounted = (user for user in unsound if user["tickets_count"] != user["written"])
+    problems += users_problem(miscounted, "user {0} wrote {2}, the counter says {1}")
+    sparse = (user for user in unsound if user["highest"] != user["written"])
+    problems += users_problem(sparse, "the tickets of user {0} are numbered up to {3}, there are {2}")
+    if highest != closed:
+        problems.append(f"closed tickets are numbered up to {highest}, there are {closed}")
+    return problems
+
+
+def check_file(path: Path, part: str) -> list[Finding]:
+    """Check the desk or the audit log, without changing it."""
+    findings = [*check_modes(path), check_access(path)]
+    schema = check_schema_version(path, part)
+    findings.append(schema)
+    if schema.level == WRONG:
+        return findings
+    try:
+        db = open_to_inspect(path)
+    except SQLITE_FAILURES as error:
+        return [*findings, Finding(WRONG, str(path), "tables", explain_damage(error, path))]
+    with closing(db), interruptible(db):
+        return findings + [attempt(path, *check) for check in checks_of(db, part, schema.level == OK)]
+
+
+def checks_of(db: sqlite3.Connection, part: str, current: bool) -> Iterator[tuple[str, str, str, Callable[[], list[str]]]]:
+    """Yield the name, level, fix and function of each check that looks into a file of this or an older version."""
+    if current:
+        yield "tables", WRONG, RESTORE, partial(table_problems, db, part)
+        yield "extras", NOTE, "see that it does no harm", partial(extra_tables, db, part)
+    yield "integrity", WRONG, RESTORE, partial(integrity_problems, db, 3)
+    if part == "desk":
+        yield "references", WRONG, RESTORE, partial(reference_problems, db, 3)
+    if part == "desk" and current:
+        yield "counters", WRONG, REPAIR, partial(counter_problems, db)
+
+
+def check_everything(settings: Settings) -> list[Finding]:
+    """Check versions, the desk and its audit log. Raises TicketApiError when there is no desk."""
+    require_database(settings.db)
+    findings = [judge_sqlite(sqlite3.sqlite_version_info)]
+    findings += [judge_package(name, package_version(name)) for name in ("bottle", "waitress")]
+    findings += check_file(settings.db, "desk")
+    if not os.path.exists(settings.audit_db):
+        return [*findings, Finding(OK, str(settings.audit_db), "file", "there is none yet; serve makes it")]
+    return findings + check_file(settings.audit_db, "audit")
+
+
+def renumber(read: Callable[[int, int], list[sqlite3.Row]], write: Callable[[Iterable[tuple[int, int]]], None]) -> None:
+    """Close the gaps in the numbers of a list. Done in their order, no ticket gets a number that another one still has."""
+    after = done = 0
+    while rows := read(after, BATCH):
+        write([(number, row_id) for number, (row_id, old) in enumerate(rows, done + 1) if number != old])
+        done += len(rows)
+        after = rows[-1][1]
+
+
+def rebuild_counters(db: sqlite3.Connection) -> None:
+    """Set the counters to what the rows say and number the lists from 1 without gaps, in the order they have."""
+    with transaction(db):
+        waiting, total = count_ticket_rows(db)
+        set_ticket_counts(db, [(OPEN, waiting), (CLOSED, total - waiting)])
+        unsound = list(list_unsound_users(db))
+        set_user_tickets(db, [(user["written"], user["id"]) for user in unsound])
+        for user in unsound:
+            if user["highest"] != user["written"]:
+                renumber(partial(list_user_numbers, db, user["id"]), partial(set_user_numbers, db))
+        closed, highest = find_closed_numbers(db)
+        if closed != highest:
+            renumber(partial(list_closed_numbers, db), partial(set_closed_numbers, db))
+
+
+def repair_counters(path: Path, findings: Iterable[Finding]) -> Finding:
+    """Rebuild the counters of a desk when they are all that is wrong with it; say what was done."""
+    details = {finding.check: finding.detail for finding in findings if finding.file == str(path) and finding.level != OK}
+    if "schema" in details or details.keys() & {"tables", "integrity"}:
+        return Finding(WRONG, str(path), "repair", "not tried, as the file is damaged or of another version")
+    if "counters" not in details:
+        return Finding(OK, str(path), "repair", "there is nothing to repair")
+    with closing(open_database(path, "desk")) as db, interruptible(db):
+        rebuild_counters(db)
+    return Finding(NOTE, str(path), "repair", f"repaired: {details['counters'].removesuffix(f'; {REPAIR}')}")
+
+
+# Backup: a copy that is checked before it takes its name ------------------------------------------
+
+
+class Backup(NamedTuple):
+    """One file to be copied, and where to."""
+
+    source: Path
+    part: str
+    destination: Path
+
+
+class Copy(NamedTuple):
+    """A copy that was checked: how many tickets, or requests, and bytes it has."""
+
+    rows: int
+    bytes: int
+
+
+def plan_backups(settings: Settings, destination: str) -> list[Backup]:
+    """Return what to copy where; DEST may be a directory. Refuses what must not be written over."""
+    require_database(settings.db)
+    path = Path(destination)
+    if destination.endswith("/") or os.path.isdir(path):
+        path /= settings.db.name
+    backups = [Backup(settings.db, "desk", path)]
+    if settings.audit and os.path.exists(settings.audit_db):
+        backups.append(Backup(settings.audit_db, "audit", Settings(db=path).audit_db))
+    for backup in backups:
+        refuse_own_files(settings, backup.destination)
+        check_destination(backup.destination, settings.force)
+    return backups
+
+
+def refuse_own_files(settings: Settings, destination: Path) -> None:
+    """Refuse the desk, its audit log and what SQLite puts beside them, by whatever name, there already or not."""
+    for base in (settings.db, settings.audit_db):
+        real = Path(os.path.realpath(base))
+        for file in (real, *sidecars(real), real.with_name(real.name + "-lock")):
+            same = os.path.realpath(destination) == str(file)
+            if same or (os.path.exists(file) and os.path.exists(destination) and os.path.samefile(file, destination)):
+                raise TicketApiError(f"{destination} belongs to the desk itself; choose another DEST")
+
+
+def check_destination(destination: Path, force: bool) -> None:
+    """Refuse a place for a copy where it cannot be, or would take the place of something that nobody has given up.
+
+    A WAL or journal beside it is of a database in use, or of one that was killed: SQLite would write it into the new copy. To
+    remove it would take from the old one what it holds, so that is left to a person.
+    """
+    if not os.path.isdir(destination.parent):
+        raise TicketApiError(f"there is no directory {destination.parent}; create it, or choose another DEST")
+    if os.path.lexists(destination) and not os.path.isfile(destination):
+        raise TicketApiError(f"{destination} is no ordinary file; choose another DEST")
+    if os.path.lexists(destination) and not force:
+        raise TicketApiError(f"{destination} exists; choose another DEST, or replace it with --force")
+    if is_served(destination):
+        raise TicketApiError(f"{destination} is the desk of a server that runs; stop it, or choose another DEST")
+    for file in sidecars(destination):
+        if os.path.lexists(file):
+            raise TicketApiError(f"{file} shows that {destination} is or was in use; move both away, or choose another DEST")
+
+
+def verify_copy(copy: Path, backup: Backup, version: int) -> Copy:
+    """Return what is in a copy, once it is sure that it is whole; raises TicketApiError."""
+    found = read_identity(copy)
+    if found[:2] != (PARTS[backup.part].application_id, version):
+        raise TicketApiError(f"{backup.source} is damaged: the copy has another identity; run ticketapi check")
+    with closing(open_to_inspect(copy)) as db, interruptible(db):
+        problems = integrity_problems(db, 1)
+        if problems:
+            raise TicketApiError(f"{backup.source} is damaged: {problems[0]}; run ticketapi check")
+        if backup.part == "audit":
+            return Copy(count_audits(db), copy.stat().st_size)
+        waiting, total = count_ticket_rows(db)
+        if list_ticket_counts(db) != {OPEN: waiting, CLOSED: total - waiting}:
+            raise TicketApiError(f"the counters of {backup.source} differ from its tickets; {REPAIR}")
+        return Copy(total, copy.stat().st_size)
+
+
+def copy_verified(backup: Backup, copy: Path, done: int, report: Report, note: Callable[[str], object]) -> Copy:
+    """Copy one file, put the copy on the disk and verify it; `done` are the bytes of those before."""
+    check_identity(backup.source, backup.part)
+    with closing(open_to_inspect(backup.source)) as db, interruptible(db):
+        version = copy_database(db, copy, lambda more: report(done + more))
+    sync_to_disk(copy)
+    note(f"verifying {backup.destination}")
+    return verify_copy(copy, backup, version)
+
+
+def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Callable[[str], object]) -> list[Copy]:
+    """Copy files and give the copies their names when all are done and verified; `report` gets the bytes copied.
+
+    Raises TicketApiError, with nothing changed.
+    """
+    copies: list[Copy] = []
+    try:
+        with ExitStack() as stack:
+            parts = [stack.enter_context(temporary_file(backup.destination)) for backup in backups]
+            for backup, part in zip(backups, parts, strict=True):
+                copies.append(copy_verified(backup, part, sum(copy.bytes for copy in copies), report, note))
+            for backup, part in zip(backups, parts, strict=True):
+                check_destination(backup.destination, force)
+                os.replace(part, backup.destination)
+            sync_to_disk(backups[0].destination.parent)
+    except SQLITE_FAILURES as error:
+        raise explain_failed_copy(error, backups[0]) from error
+    except OSError as error:
+        raise TicketApiError(f"cannot write {backups[0].destination}: {error.strerror}; no backup was made") from error
+    return copies
+
+
+def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
+    """Turn what SQLite reports of two files into one line."""
+    if "full" in str(error):
+        return TicketApiError(f"disk full: make room where {backup.destination} lies; no backup was made")
+    explained = explain_sqlite_error(error, backup.source)
+    if str(explained).startswith(f"{backup.source}: "):
+        reason = str(explained).removeprefix(f"{backup.source}: ")
+        return TicketApiError(f"cannot copy {backup.source} to {backup.destination}: {reason}; run ticketapi check")
+    return explained
 
 
 # ======================================================================================================================
@@ -2478,7 +3118,7 @@ class CatchErrors:
                 return callback(*args, **kwargs)
             except bottle.HTTPResponse:
                 raise
-            except sqlite3.Error as error:
+            except SQLITE_FAILURES as error:
                 self.report(str(error), bottle.request.environ["ticketapi.tick"])
                 raise bottle.HTTPError(503, "Service Unavailable", retry_after="1") from error
             except Exception as error:
@@ -3371,6 +4011,9 @@ OPTIONS = {
         ),
         Option("--follow", "the newest rows last, then those that come, until Ctrl-C"),
         Option("--older-than", "delete the rows older than this", "DURATION", read_duration),
+        Option("--repair", "rebuild the counters from the tickets"),
+        Option("--audit", "copy the audit log too, with -audit before the suffix of DEST"),
+        Option("--force", "replace DEST if it is there"),
     )
 }
 
@@ -3448,13 +4091,17 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+INTERRUPTED = "interrupted; what was committed before is kept"
+
+
 class Progress:
     """A line on a terminal that tells of long work: done, rate, time left. Silent elsewhere, and for the first second."""
 
-    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float], noun: str = "tickets") -> None:
+    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float], unit: str = "tickets") -> None:
         """Begin to count; the clock gives seconds."""
-        self.total, self.stream, self.clock, self.noun = total, stream, clock, noun
+        self.total, self.stream, self.clock, self.unit = total, stream, clock, unit
         self.started = clock()
+        self.done = 0
         self._shown = False
 
     def __enter__(self) -> Progress:
@@ -3468,10 +4115,32 @@ class Progress:
 
     def __call__(self, done: int) -> None:
         """Show how far the work is."""
+        self.done = done
         passed = self.clock() - self.started
         if self.stream.isatty() and passed >= 1 and 0 < done < self.total:
             left = passed / done * (self.total - done)
-            self._show(f"{done:,} of {self.total:,} {self.noun}, {done / passed:,.0f} a second, {left:.0f} s left")
+            self._show(f"{done:,} of {self.total:,} {self.unit}, {done / passed:,.0f} a second, {left:.0f} s left")
+
+    @contextmanager
+    def told(self, path: Path) -> Iterator[None]:
+        """Let a failure in a block of work on a desk tell how much was committed before it."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise self._add_what_is_done(TicketApiError(INTERRUPTED)) from error
+        except SQLITE_FAILURES as error:
+            raise self._add_what_is_done(explain_sqlite_error(error, path)) from error
+
+    def _add_what_is_done(self, failure: TicketApiError) -> TicketApiError:
+        """Add to a failure's text how much was done before it, if anything was."""
+        if self.done:
+            failure.args = (f"{failure} ({self.done:,} of {self.total:,} {self.unit} were committed)",)
+        return failure
+
+    def note(self, text: str) -> None:
+        """Show what is being done now, where there is nothing to count."""
+        if self.stream.isatty() and self.clock() - self.started >= 1:
+            self._show(one_line(text))
 
     def _show(self, line: str) -> None:
         """Put a text in the place of the line."""
@@ -3506,7 +4175,7 @@ def command_generate(settings: Settings) -> int:
         raise UsageError("Invalid ticket count: --count is too many for so short a --since")
     seed = secrets.randbits(63) if settings.seed is None else settings.seed
     now, progress = wall_microseconds(), Progress(settings.count, sys.stderr, time.monotonic)
-    with closing(open_database(settings.db, "desk")) as db, progress:
+    with closing(open_database(settings.db, "desk")) as db, progress, progress.told(settings.db):
         closed = 0
         if settings.since:
             made, closed = generate_history(db, settings.count, settings.since, now, seed, progress)
@@ -3526,7 +4195,7 @@ def command_process(settings: Settings) -> int:
     with closing(open_database(settings.db, "desk")) as db:
         total = min(settings.count, count_tickets(db, OPEN))
         progress = Progress(total, sys.stderr, time.monotonic)
-        with progress:
+        with progress, progress.told(settings.db):
             ids = process_tickets(db, settings.count, wall_microseconds(), progress)
     if settings.json:
         print_json({"processed": len(ids), "ticket_ids": ids})
@@ -3779,6 +4448,67 @@ def prune_log(db: sqlite3.Connection, before: str) -> int:
     return pruned
 
 
+def command_check(settings: Settings) -> int:
+    """Check everything, after a repair if asked for; 1 when anything is wrong."""
+    findings = check_everything(settings)
+    if settings.repair:
+        findings = [repair_counters(settings.db, findings), *check_everything(settings)]
+    sound = all(finding.level != WRONG for finding in findings)
+    if settings.json:
+        print_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
+        return 0 if sound else 1
+    for level, file, check, detail in findings:
+        print(one_line(f"{level:5}  {': '.join(filter(None, (file, check, detail)))}"))
+    return 0 if sound else 1
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes away what is half done."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def show_size(size: int) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 10**6:.1f} MB" if size < 10**9 else f"{size / 10**9:.1f} GB"
+
+
+def command_backup(settings: Settings, destination: str) -> int:
+    """Copy the desk, and its audit log if asked for, while others use them."""
+    backups = plan_backups(settings, destination)
+    total = sum(backup.source.stat().st_size for backup in backups)
+    progress = Progress(total // 10**6, sys.stderr, time.monotonic, "MB")
+    try:
+        with signals_interrupt(), progress:
+            copies = make_backup(backups, settings.force, lambda done: progress(done // 10**6), progress.note)
+    except KeyboardInterrupt:
+        raise TicketApiError("interrupted; no half backup is left") from None
+    if settings.audit and len(backups) == 1:
+        hint(f"There is no audit log at {settings.audit_db} yet; the desk alone was copied")
+    if settings.json:
+        print_json(backup_record(backups, copies))
+        return 0
+    for backup, copy in zip(backups, copies, strict=True):
+        rows = plural(copy.rows, "ticket" if backup.part == "desk" else "request")
+        print(one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified"))
+    return 0
+
+
+def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str, Any]:
+    """Return what a backup reports as JSON; what belongs to the audit log is null when that was not copied."""
+    record = {"db": str(backups[0].destination), "tickets": copies[0].rows, "bytes": copies[0].bytes}
+    if len(backups) == 1:
+        return {**record, "audit_db": None, "requests": None, "audit_bytes": None}
+    return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
+
+
 def command_serve(settings: Settings) -> int:
     """Serve the API until SIGTERM or SIGINT."""
     if bottle is None or importlib.util.find_spec("waitress") is None:
@@ -3963,6 +4693,20 @@ COMMANDS = (
         ("db", "older_than", "json"),
         ("audit prune --older-than 90d",),
     ),
+    Command(
+        "check",
+        command_check,
+        "look for damage, wrong counters, open file modes and known problems",
+        ("db", "repair", "json"),
+        ("check", "check --repair", "check --json"),
+    ),
+    Command(
+        "backup",
+        command_backup,
+        "copy the desk, while a server runs",
+        ("db", "audit", "force", "json"),
+        ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
+    ),
 )
 
 
@@ -4008,6 +4752,8 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
     )
     if command.words == "token revoke":
         parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
+    if command.words == "backup":
+        parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
     add_options(parser, command.options)
     parser.set_defaults(run=command.run, options=command.options, words=command.words)
     return parser
@@ -4031,10 +4777,10 @@ def run_command(argv: Sequence[str] | None) -> int:
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
     settings = resolve_settings(args, os.environ)
-    more = {"token_id": args.token_id} if hasattr(args, "token_id") else {}
+    more = {name: getattr(args, name) for name in ("token_id", "destination") if hasattr(args, name)}
     try:
         return int(args.run(settings, **more))
-    except sqlite3.Error as error:
+    except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, settings.db) from error
 
 
@@ -4050,7 +4796,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()
         return 1
     except KeyboardInterrupt:
-        failure = TicketApiError("interrupted; what was committed before is kept")
+        failure = TicketApiError(INTERRUPTED)
     except OSError as error:
         if error.filename is None:
             discard_output()
