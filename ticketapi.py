@@ -314,6 +314,7 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("locked", DeskBusy, "database is locked: another program holds {path}; try again when it is done"),
     ("readonly", TicketApiError, "{path} is read-only; give this user the right to write it and its directory"),
     ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
+    ("disk I/O", TicketApiError, "the disk under {path} fails ({error}); look into the system's log"),
     ("malformed", TicketApiError, "{path} is damaged ({error}); restore a backup"),
     ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
     ("unable to open", TicketApiError, "cannot open {path}; check the permissions of the file and its directory"),
@@ -328,6 +329,8 @@ def explain_sqlite_error(error: Exception, path: Path) -> TicketApiError:
     """Turn what SQLite reports into one line that names the file and the fix."""
     if isinstance(error, UnicodeDecodeError):
         error = sqlite3.DatabaseError("database disk image is malformed")
+    if "disk I/O" in str(error) and is_disk_full(path):
+        error = sqlite3.OperationalError("database or disk is full")
     for fragment, kind, text in SQLITE_EXPLANATIONS:
         if fragment in str(error):
             return kind(text.format(path=path, error=error))
@@ -421,8 +424,6 @@ def check_identity(path: Path, part: str) -> None:
             raise TicketApiError(f"{path} belongs to another program; choose another --db")
     if has_tables and version < 1:
         raise TicketApiError(f"{path} is damaged: it has tables, but no version; restore a backup")
-    if not os.access(path, os.W_OK):
-        raise explain_sqlite_error(sqlite3.OperationalError("readonly"), path)
     if version > known:
         raise TicketApiError(f"{path} is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi")
 
@@ -563,6 +564,8 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     try:
         check_identity(path, part)
         check_length(path)
+        if not os.access(path, os.W_OK):  # SQLite would go on and only read
+            raise sqlite3.OperationalError("readonly")
         db = connect(path, synchronous=PARTS[part].synchronous, cache_kib=PARTS[part].cache_kib)
         try:
             if db.execute("PRAGMA user_version").fetchone()[0] != PARTS[part].version:
@@ -576,6 +579,15 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     except PermissionError as error:
         raise explain_sqlite_error(sqlite3.OperationalError("unable to open"), path) from error
     return db
+
+
+def is_disk_full(path: Path) -> bool:
+    """Tell whether a disk is full where SQLite speaks of an I/O error: it had no room for the memory it shares with others."""
+    try:
+        probe_disk(path)
+    except OSError as error:
+        return error.errno in DISK_FULL
+    return False
 
 
 def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
@@ -603,34 +615,6 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, path) from error
-
-
-def open_read_only(path: Path, part: str) -> sqlite3.Connection | None:
-    """Open the `desk` or the `audit` file to read it and nothing else; None while it is not there or still empty.
-
-    It is neither created nor upgraded, and reads texts that are no UTF-8 too. `query_only` and not `mode=ro`, which would
-    leave a -wal and a -shm file behind where no server runs.
-    """
-    check_path(path)
-    if not path.exists():
-        return None
-    with explained(path):
-        check_identity(path, part)
-        uri = f"{path.absolute().as_uri()}?mode=rw"
-        db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
-        try:
-            db.row_factory = sqlite3.Row
-            db.text_factory = partial(str, encoding="utf-8", errors="replace")
-            db.execute("PRAGMA query_only = ON")
-            db.execute("PRAGMA trusted_schema = OFF")
-            has_tables = db.execute("PRAGMA user_version").fetchone()[0] > 0
-        except BaseException:
-            db.close()
-            raise
-    if not has_tables:
-        db.close()
-        return None
-    return db
 
 
 @contextmanager
@@ -674,6 +658,30 @@ def open_to_inspect(path: Path) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+    return db
+
+
+def open_read_only(path: Path, part: str) -> sqlite3.Connection | None:
+    """Open the `desk` or the `audit` file to read it and nothing else; None while it is not there or still empty.
+
+    It is neither created nor upgraded, and texts that are no UTF-8 are read too.
+    """
+    check_path(path)
+    if not path.exists():
+        return None
+    with explained(path):
+        check_identity(path, part)
+        db = open_to_inspect(path)
+        try:
+            db.text_factory = partial(str, encoding="utf-8", errors="replace")
+            db.execute("PRAGMA query_only = ON")
+            has_tables = db.execute("PRAGMA user_version").fetchone()[0] > 0
+        except BaseException:
+            db.close()
+            raise
+    if not has_tables:
+        db.close()
+        return None
     return db
 
 
@@ -3422,7 +3430,7 @@ class AuditPruner:
                 more = self.audit.prune(before, AUDIT_STEP) > 0
                 if not more or self.pause(AUDIT_PAUSE):
                     break
-        except sqlite3.Error as error:
+        except SQLITE_FAILURES as error:
             if not self._failing:
                 log.error("old audit rows cannot be deleted, tried again every second: %s: %s", self.audit.path, error)
             self._failing = True
