@@ -314,7 +314,6 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("locked", DeskBusy, "database is locked: another program holds {path}; try again when it is done"),
     ("readonly", TicketApiError, "{path} is read-only; give this user the right to write it and its directory"),
     ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
-    ("disk I/O", TicketApiError, "the disk under {path} fails ({error}); look into the system's log"),
     ("malformed", TicketApiError, "{path} is damaged ({error}); restore a backup"),
     ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
     ("unable to open", TicketApiError, "cannot open {path}; check the permissions of the file and its directory"),
