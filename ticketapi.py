@@ -32,7 +32,9 @@ Security rules
       "Unauthenticated.", for a missing, wrong, expired and revoked token.
     - Failed guesses draw from a bucket of their address, requests from a bucket of their user.
     - Every request under /api is in the audit log before its answer is sent, with secrets redacted.
-    - Both files are created 0600. SQL is never put together from input. No answer holds a traceback.
+    - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
+    - A request that a proxy could read in another way is refused: two lengths, two hosts, two tokens, a folded line.
+    - What clients send is bounded (headers, bodies, connections, time, buckets), and escaped before a person reads it.
     - Only a proxy named by --trusted-proxy is believed when it says who the client is.
 
 Rooms, top to bottom; each uses only those above it

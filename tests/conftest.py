@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -119,6 +120,16 @@ def close_out_of_order(db, ids, now):
         ticketapi.close_tickets(db, closings)
         ticketapi.add_ticket_count(db, ticketapi.OPEN, -len(closings))
         ticketapi.add_ticket_count(db, ticketapi.CLOSED, len(closings))
+
+
+def wait_for(condition, seconds=15):
+    """Return the first true answer of a condition; fail when it does not come in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import Answer, Served
+from conftest import Answer, Served, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,16 +90,6 @@ def rows(path, sql):
     """Return what a query finds in a database file."""
     with closing(ticketapi.connect(path)) as db:
         return [dict(row) for row in db.execute(sql)]
-
-
-def wait_for(condition, seconds=15):
-    """Return the first true answer of a condition; fail when it does not come in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def program(script=""):

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from conftest import NOON, SECOND, WITHOUT_PRIVILEGES, Served
+from conftest import NOON, SECOND, WITHOUT_PRIVILEGES, Served, wait_for
 
 import ticketapi
 
@@ -60,16 +60,6 @@ def counters(path):
 def contents(folder):
     """Return the bytes of every file of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def wait_for(condition, seconds=15):
-    """Return the first true answer of a condition; fail when it does not come in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
 
 
 @contextmanager

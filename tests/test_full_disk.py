@@ -9,11 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import closing
 
 import pytest
-from conftest import Served
+from conftest import Served, wait_for
 
 import ticketapi
 
@@ -116,16 +115,6 @@ def ask(path, sql):
     """Return the rows that a query finds, as tuples."""
     with closing(ticketapi.connect(path)) as db:
         return [tuple(row) for row in db.execute(sql)]
-
-
-def wait_for(condition, seconds=15):
-    """Return the first true answer of a condition; fail when it does not come in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def assert_sound(desk):

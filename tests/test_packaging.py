@@ -55,14 +55,25 @@ def test_the_version_stands_in_one_place():
     assert ticketapi.__version__ not in (ROOT / "pyproject.toml").read_text()
 
 
+def pinned_packages():
+    """Return the versions that the zipapp bundles, by name."""
+    text = (BUILD.parent / "requirements.txt").read_text()
+    return dict(re.findall(r"^(\w+)==([\d.]+) --hash=sha256:[0-9a-f]{64}$", text, re.M))
+
+
 def test_the_pinned_packages_satisfy_the_project():
     dependencies, _ = project_table()
-    pinned = dict(
-        re.findall(r"^(\w+)==([\d.]+) --hash=sha256:[0-9a-f]{64}$", (BUILD.parent / "requirements.txt").read_text(), re.M)
-    )
+    pinned = pinned_packages()
     for name, lowest in (dependency.split(">=") for dependency in dependencies):
         assert [int(part) for part in pinned.pop(name).split(".")] >= [int(part) for part in lowest.split(".")]
     assert not pinned
+
+
+def test_what_the_zipapp_bundles_has_no_known_problem():
+    assert {name: ticketapi.judge_package(name, version).level for name, version in pinned_packages().items()} == {
+        "bottle": "ok",
+        "waitress": "ok",
+    }
 
 
 def test_the_zipapp_is_the_same_byte_for_byte_whoever_builds_it(zipapp, tmp_path):

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 
 import pytest
-from conftest import Answer, Served
+from conftest import Answer, Served, wait_for
 
 import ticketapi
 
@@ -104,16 +104,6 @@ def ask_up(sock):
     while not data.endswith(b"}"):
         data += sock.recv(65536)
     assert [answer.status for answer in split_answers(data)] == [200]
-
-
-def wait_for(condition, seconds=15):
-    """Return the first true answer of a condition; fail when it does not come in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
 
 
 @contextmanager
