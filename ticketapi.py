@@ -4486,7 +4486,8 @@ def signals_interrupt() -> Iterator[None]:
 
 def show_size(size: int) -> str:
     """Write a number of bytes for people."""
-    return f"{size / 10**6:.1f} MB" if size < 10**9 else f"{size / 10**9:.1f} GB"
+    unit, scale = ("kB", 10**3) if size < 10**6 else ("MB", 10**6) if size < 10**9 else ("GB", 10**9)
+    return f"{size / scale:.1f} {unit}"
 
 
 def command_backup(settings: Settings, destination: str) -> int:

@@ -126,7 +126,7 @@ def test_the_audit_log_is_copied_to_where_a_desk_of_that_name_would_have_it(back
     (tmp_path / "folder").mkdir()
     code, out, _ = backup("folder/monday.sqlite", "--audit")
     assert code == 0
-    assert "Backed up desk-audit.db to folder/monday-audit.sqlite: 3 requests, 0.0 MB, verified\n" in out
+    assert "Backed up desk-audit.db to folder/monday-audit.sqlite: 3 requests, 8.2 kB, verified\n" in out
     assert rows(tmp_path / "folder" / "monday-audit.sqlite") == rows(tmp_path / "desk-audit.db")
 
 
@@ -579,7 +579,7 @@ def test_progress_tells_megabytes_and_what_is_done_when_there_is_nothing_to_coun
     assert lines == ["100 of 400 MB, 50 a second, 6 s left", "verifying copy.db"]
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "0.0 MB"), (4_123_456, "4.1 MB"), (2_500_000_000, "2.5 GB")])
+@pytest.mark.parametrize(("size", "text"), [(8192, "8.2 kB"), (4_123_456, "4.1 MB"), (2_500_000_000, "2.5 GB")])
 def test_a_size_is_written_for_people(size, text):
     assert ticketapi.show_size(size) == text
 
