@@ -322,13 +322,13 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
 )
 
 
-# What SQLite raises; Python cannot decode a message that cites damaged text.
+# What SQLite raises; Python cannot decode a message that cites damaged text, and before 3.11 leaves it out.
 SQLITE_FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
 def explain_sqlite_error(error: Exception, path: Path) -> TicketApiError:
     """Turn what SQLite reports into one line that names the file and the fix."""
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeDecodeError) or not str(error):
         error = sqlite3.DatabaseError("database disk image is malformed")
     if "disk I/O" in str(error) and is_disk_full(path):
         error = sqlite3.OperationalError("database or disk is full")

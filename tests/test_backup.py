@@ -90,7 +90,7 @@ def assert_sound(path):
 def test_the_copy_holds_what_the_desk_holds_and_is_a_desk(backup, desk, tmp_path):
     before = contents(tmp_path)
     code, out, err = backup("copy.db")
-    size = f"{(tmp_path / 'copy.db').stat().st_size / 10**6:.1f} MB"
+    size = ticketapi.show_size((tmp_path / "copy.db").stat().st_size)
     assert (code, out, err) == (0, f"Backed up desk.db to copy.db: 400 tickets, {size}, verified\n", "")
     assert contents(tmp_path).keys() - before.keys() == {Path("copy.db")}
     assert rows(tmp_path / "copy.db") == rows(desk)
