@@ -375,6 +375,11 @@ def check_path(path: Path) -> None:
         raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
 
 
+def sidecars(path: Path) -> list[Path]:
+    """Return the files that SQLite puts beside a database while it is in use."""
+    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
+
+
 def read_header(path: Path) -> tuple[int, int, bool]:
     """Return application_id, user_version and whether there are tables, from the bytes of a file, its WAL left aside.
 
@@ -398,8 +403,8 @@ def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
     Where there is no WAL, SQLite is told to make none, which it could not remove again. Only where a desk was killed while it
     was being made must it roll back its first write before it can read. https://sqlite.org/uri.html
     """
-    has_wal = path.with_name(path.name + "-wal").exists() or path.with_name(path.name + "-journal").exists()
-    uri = f"{path.absolute().as_uri()}?{mode or ('mode=ro' if has_wal else 'immutable=1')}"
+    in_use = any(file.exists() for file in sidecars(path))
+    uri = f"{path.absolute().as_uri()}?{mode or ('mode=ro' if in_use else 'immutable=1')}"
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
             db.execute("BEGIN")
@@ -439,7 +444,7 @@ def check_length(path: Path) -> None:
         size = os.fstat(file.fileno()).st_size
     pages = int.from_bytes(header[28:32], "big") if header[24:28] == header[92:96] else 0
     wanted = pages * (int.from_bytes(header[16:18], "big") if header[16:18] != b"\0\1" else 65_536)
-    wal = path.with_name(path.name + "-wal")
+    wal = sidecars(path)[0]
     if size < wanted and not (wal.exists() and wal.stat().st_size):
         raise TicketApiError(f"{path} is damaged: it has {size} bytes of {wanted}; restore a backup")
 
@@ -634,11 +639,6 @@ def require_database(path: Path) -> None:
     check_path(path)
     if not os.path.exists(path):
         raise TicketApiError(f"there is no desk at {path}; --db names its file")
-
-
-def sidecars(path: Path) -> list[Path]:
-    """Return the files that SQLite puts beside a database while it is in use."""
-    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
 
 
 def open_to_inspect(path: Path) -> sqlite3.Connection:
