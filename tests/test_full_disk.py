@@ -9,10 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import closing
 
 import pytest
 from conftest import Served, wait_for
+from test_durability import ask, assert_sound
 
 import ticketapi
 
@@ -109,23 +109,6 @@ def serve_on():
         if served.process.poll() is None:
             served.process.kill()
         served.process.communicate()
-
-
-def ask(path, sql):
-    """Return the rows that a query finds, as tuples."""
-    with closing(ticketapi.connect(path)) as db:
-        return [tuple(row) for row in db.execute(sql)]
-
-
-def assert_sound(desk):
-    """Check structure, references and counters of a desk; return how many tickets are open and closed."""
-    assert ask(desk, "PRAGMA integrity_check") == [("ok",)]
-    assert ask(desk, "PRAGMA foreign_key_check") == []
-    counters = dict(ask(desk, "SELECT status, tickets FROM ticket_counts"))
-    assert counters == {1: 0, 2: 0} | dict(ask(desk, "SELECT status, count(*) FROM tickets GROUP BY status"))
-    users = "SELECT id, tickets_count FROM users WHERE tickets_count > 0 ORDER BY id"
-    assert ask(desk, users) == ask(desk, "SELECT user_id, max(user_number) FROM tickets GROUP BY user_id ORDER BY user_id")
-    return counters[1], counters[2]
 
 
 def assert_full(answer):
