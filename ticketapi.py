@@ -2338,6 +2338,32 @@ def describe_api() -> bytes:
     return to_json(document)
 
 
+class Page(NamedTuple):
+    """A page for people: its HTML, and the policy that goes with it."""
+
+    answer: Answer
+    policy: str
+
+
+def load_page(name: str) -> Page:
+    """Return a page shipped beside this module, with a Content-Security-Policy that names the hashes of its script and style.
+
+    Nothing else may run, and nothing but this server be asked (https://www.w3.org/TR/CSP3/).
+    """
+    html = read_resource(name)
+    hashes = {tag: f"'sha256-{base64_sha256(inner)}'" for tag, inner in re.findall(r"(?s)<(script|style)>(.*?)</", html)}
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    return Page(make_answer(html.encode()), policy)
+
+
+def base64_sha256(text: str) -> str:
+    """Return the SHA-256 of a text as policies name it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 # Audit log ---------------------------------------------------------------------------------------
 
 SECRET_KEY = re.compile(r"authorization|token|password|secret|key|cookie", re.IGNORECASE)
@@ -3050,7 +3076,7 @@ class AuditHook:
         # Bottle's own dict: a sixth of a cached answer's time went into checking and respelling names and values known here.
         headers: dict[str, list[str]] = response.headers.dict
         for name, value in self.headers(environ).items():
-            if name != "Vary" or name not in headers:  # a preflight's answer has one of its own
+            if name not in headers:  # a page has a type of its own, and a preflight's answer its own Vary
                 headers[name] = [value]
         status = response.status_code
         if status == 405:
@@ -3279,6 +3305,8 @@ def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock
         ("/up", "up", show_up, {}),
         ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
         ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api())), {}),
+        ("/", "dashboard", partial(show_page, load_page("dashboard.html")), {}),
+        ("/docs", "docs", partial(show_page, load_page("docs.html")), {}),
     )
     for rule, name, handler, config in handlers:
         app.route(rule, "GET", handler, name=name, **config)
@@ -3366,6 +3394,14 @@ def show_ready(readers: Readers, readiness: Readiness) -> bytes:
 def show_openapi(document: Answer) -> bytes:
     """GET /openapi.json: this API in the words of OpenAPI 3.1."""
     return send(document)
+
+
+def show_page(page: Page) -> bytes:
+    """GET / and GET /docs: a page for people."""
+    bottle.response.headers["Content-Type"] = "text/html; charset=utf-8"
+    bottle.response.headers["Content-Security-Policy"] = page.policy
+    bottle.response.headers["Referrer-Policy"] = "no-referrer"
+    return send(page.answer)
 
 
 def show_options(**_: str) -> bytes:
