@@ -280,10 +280,20 @@ def format_time(moment: int) -> str:
     return f"{format_second(seconds)}.{fraction:06d}Z"
 
 
+@lru_cache(maxsize=4096)
+def parse_day(text: str) -> int:
+    """Return the seconds since 1970 of the start of a day such as `2025-12-04`."""
+    return timegm(time.strptime(text, "%Y-%m-%d"))
+
+
+def parse_second(text: str) -> int:
+    """Return the whole seconds since 1970 of a time that `format_time` wrote."""
+    return parse_day(text[:10]) + int(text[11:13]) * HOUR + int(text[14:16]) * MINUTE + int(text[17:19])
+
+
 def parse_time(text: str) -> int:
     """Return the microseconds since 1970 of a time that `format_time` wrote."""
-    seconds = timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
-    return seconds * MICROSECONDS + int(text[20:26])
+    return parse_second(text) * MICROSECONDS + int(text[20:26])
 
 
 def escape(text: str) -> str:
@@ -309,7 +319,7 @@ class Part(NamedTuple):
 
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
-PARTS = {"desk": Part(0x544B5444, 2, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
+PARTS = {"desk": Part(0x544B5444, 3, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
 
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
@@ -870,17 +880,16 @@ def insert_users(db: sqlite3.Connection, users: Iterable[tuple[int, str, str, st
     )
 
 
-def list_tickets_counts(db: sqlite3.Connection, user_ids: Iterable[int]) -> dict[int, int]:
-    """Return how many tickets some users have, by their ids."""
-    rows = db.execute(
+def list_authors(db: sqlite3.Connection, user_ids: Iterable[int]) -> list[sqlite3.Row]:
+    """Return some users, given by their ids."""
+    return db.execute(
         """
-        SELECT id, tickets_count
+        SELECT id, name, email, tickets_count
         FROM users
         WHERE id IN (SELECT value FROM json_each(:user_ids))
         """,
         {"user_ids": json.dumps(list(user_ids))},
-    )
-    return dict(rows.fetchall())
+    ).fetchall()
 
 
 def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
@@ -1053,9 +1062,10 @@ def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -
     db.executemany(
         """
         INSERT INTO tickets (
-            id, user_id, user_number, subject, content, status, created_at, updated_at, closed_at, closed_number
+            id, user_id, user_number, user_name, user_email, subject, content, status, created_at, updated_at, closed_at,
+            closed_number
         )
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         tickets,
     )
@@ -1098,7 +1108,114 @@ def add_ticket_count(db: sqlite3.Connection, status: int, more: int) -> None:
     )
 
 
+# Tickets by the hour -----------------------------------------------------------------------------
+
+
+def add_arrivals(db: sqlite3.Connection, counts: Iterable[tuple[str, int]]) -> None:
+    """Raise the counters of hours, given as (hour, tickets more)."""
+    db.executemany(
+        """
+        INSERT INTO ticket_arrivals (hour, tickets)
+        VALUES (?, ?)
+        ON CONFLICT (hour) DO UPDATE SET tickets = tickets + excluded.tickets
+        """,
+        counts,
+    )
+
+
+def add_closings(db: sqlite3.Connection, counts: Iterable[tuple[str, int, int]]) -> None:
+    """Raise the counters of hours and waits, given as (hour, wait, tickets more)."""
+    db.executemany(
+        """
+        INSERT INTO ticket_closings (hour, wait, tickets)
+        VALUES (?, ?, ?)
+        ON CONFLICT (hour, wait) DO UPDATE SET tickets = tickets + excluded.tickets
+        """,
+        counts,
+    )
+
+
+def list_arrivals(db: sqlite3.Connection, since: str) -> list[tuple[str, int]]:
+    """Return hour and tickets of each hour from one on."""
+    rows = db.execute(
+        """
+        SELECT hour, tickets
+        FROM ticket_arrivals
+        WHERE hour >= :since
+        ORDER BY hour
+        """,
+        {"since": since},
+    )
+    return [tuple(row) for row in rows]
+
+
+def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, int]]:
+    """Return hour, wait and tickets of each hour from one on, the shortest waits of an hour first."""
+    rows = db.execute(
+        """
+        SELECT hour, wait, tickets
+        FROM ticket_closings
+        WHERE hour >= :since
+        ORDER BY hour, wait
+        """,
+        {"since": since},
+    )
+    return [tuple(row) for row in rows]
+
+
 # Counters against rows, for `check` ---------------------------------------------------------------
+
+
+def list_ticket_times(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield created_at and closed_at of every ticket."""
+    return db.execute(
+        """
+        SELECT created_at, closed_at
+        FROM tickets
+        """
+    )
+
+
+def list_misnamed_tickets(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield id and user_id of the tickets that show another name or address than their user has."""
+    return db.execute(
+        """
+        SELECT tickets.id, user_id
+        FROM tickets
+        CROSS JOIN users ON users.id = user_id
+        WHERE user_name <> name OR user_email <> email
+        """
+    )
+
+
+def name_tickets_of(db: sqlite3.Connection, user_ids: Iterable[tuple[int]]) -> None:
+    """Give the tickets of users the name and address that the user has."""
+    db.executemany(
+        """
+        UPDATE tickets
+        SET (user_name, user_email) = (SELECT name, email FROM users WHERE id = user_id)
+        WHERE user_id = ?
+        """,
+        user_ids,
+    )
+
+
+def delete_arrivals(db: sqlite3.Connection) -> None:
+    """Delete the counters of arrivals."""
+    db.execute(
+        """
+        DELETE FROM ticket_arrivals
+        """
+    )
+
+
+def delete_closings(db: sqlite3.Connection) -> None:
+    """Delete the counters of closings."""
+    db.execute(
+        """
+        DELETE FROM ticket_closings
+        """
+    )
 
 
 def count_ticket_rows(db: sqlite3.Connection) -> tuple[int, int]:
@@ -1718,6 +1835,16 @@ def last_closing(db: sqlite3.Connection) -> int:
     return parse_time(closed_at) if closed_at else NEVER
 
 
+def cut_wait(seconds: int) -> int:
+    """Cut a wait in seconds to its first two digits, as the counters by the hour have it: 12,345 is 12,000."""
+    return seconds if seconds < 100 else seconds - seconds % wait_width(seconds)
+
+
+def wait_width(seconds: int) -> int:
+    """Return how many different waits are cut to the same as this one."""
+    return int(10 ** max(0, len(str(seconds)) - 2))
+
+
 def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
     """Bring the pool of customers up to a size."""
     words = load_words()
@@ -1737,19 +1864,26 @@ def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Seque
     composed = [compose_ticket(words, seed, ticket_id) for ticket_id in range(first_id, first_id + len(moments))]
     add_customers(db, seed, customer_pool(first_id + len(moments) - 1), moments[0][0])
     per_user = Counter(user_id for user_id, _, _ in composed)
-    written = list_tickets_counts(db, per_user)
+    authors = {user_id: (written, name, email) for user_id, name, email, written in list_authors(db, per_user)}
     already_closed = closed_number = count_tickets(db, CLOSED)
+    arrivals: Counter[str] = Counter()
+    closings: Counter[tuple[str, int]] = Counter()
     rows: list[tuple[Any, ...]] = []
     for ticket_id, ((user_id, subject, content), (created, closed)) in enumerate(zip(composed, moments, strict=True), first_id):
-        written[user_id] = user_number = written[user_id] + 1
+        written, name, email = authors[user_id]
+        authors[user_id] = (written + 1, name, email)
         created_at = format_time(created)
+        arrivals[created_at[:13]] += 1
         end: tuple[Any, ...] = (OPEN, created_at, created_at, None, None)
         if closed is not None:
             closed_number, closed_at = closed_number + 1, format_time(closed)
+            closings[closed_at[:13], cut_wait(closed // MICROSECONDS - created // MICROSECONDS)] += 1
             end = (CLOSED, created_at, closed_at, closed_at, closed_number)
-        rows.append((ticket_id, user_id, user_number, subject, content, *end))
+        rows.append((ticket_id, user_id, written + 1, name, email, subject, content, *end))
     insert_tickets(db, rows)
     add_user_tickets(db, [(more, user_id) for user_id, more in per_user.items()])
+    add_arrivals(db, arrivals.items())
+    add_closings(db, [(*place, more) for place, more in closings.items()])
     add_ticket_count(db, CLOSED, closed_number - already_closed)
     add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
 
@@ -1778,6 +1912,7 @@ def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
     tickets = list_oldest_open_tickets(db, len(moments))
     closings: list[tuple[str, int, int]] = []
+    waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)
     for number, ((ticket_id, created_at), moment) in enumerate(
         zip(tickets, moments, strict=False), count_tickets(db, CLOSED) + 1
@@ -1788,7 +1923,9 @@ def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
             last = parse_time(created_at) + 1
             closed_at = format_time(last)
         closings.append((closed_at, number, ticket_id))
+        waits[closed_at[:13], cut_wait(last // MICROSECONDS - parse_second(created_at))] += 1
     close_tickets(db, closings)
+    add_closings(db, [(*place, more) for place, more in waits.items()])
     add_ticket_count(db, OPEN, -len(closings))
     add_ticket_count(db, CLOSED, len(closings))
     return [ticket_id for _, _, ticket_id in closings]
@@ -2735,13 +2872,53 @@ def extra_tables(db: sqlite3.Connection, part: str) -> list[str]:
     return [f"{name} is none of ours" for name in list_schema(db).keys() - expected_schema(part).keys()]
 
 
-def users_problem(users: Iterable[Any], text: str) -> list[str]:
-    """Return a text about the first of some users, if there is one, with how many more there are."""
+def first_problem(rows: Iterable[Any], text: str, noun: str) -> list[str]:
+    """Return a text about the first of some rows, if there is one, with how many more there are."""
     first, more = None, -1
-    for user in users:
-        first, more = first or user, more + 1
-    rest = f" (and {more} more user{'s' if more > 1 else ''})" if more > 0 else ""
+    for row in rows:
+        first, more = first or row, more + 1
+    rest = f" (and {more} more {noun}{'s' if more > 1 else ''})" if more > 0 else ""
     return [text.format(*first) + rest] if first else []
+
+
+class HourCounts(NamedTuple):
+    """The counters by the hour: tickets that came, by hour, and those closed, by hour and wait."""
+
+    arrivals: Counter[str]
+    closings: Counter[tuple[str, int]]
+
+
+def count_hours(db: sqlite3.Connection) -> HourCounts:
+    """Return the counters by the hour as they should be, from the rows. Raises TicketApiError for a time that is none."""
+    arrivals: Counter[str] = Counter()
+    closings: Counter[tuple[str, int]] = Counter()
+    for created_at, closed_at in list_ticket_times(db):
+        arrivals[created_at[:13]] += 1
+        if closed_at:
+            try:
+                wait = parse_second(closed_at) - parse_second(created_at)
+            except ValueError as error:
+                raise TicketApiError(f"a ticket has a time that is none: {escape(str(error))}") from error
+            closings[closed_at[:13], cut_wait(max(0, wait))] += 1
+    return HourCounts(arrivals, closings)
+
+
+def read_hours(db: sqlite3.Connection) -> HourCounts:
+    """Return the counters by the hour as they are."""
+    closings = {(hour, wait): tickets for hour, wait, tickets in list_closings(db, "")}
+    return HourCounts(Counter(dict(list_arrivals(db, ""))), Counter(closings))
+
+
+def hour_problems(db: sqlite3.Connection) -> list[str]:
+    """Return how the counters by the hour differ from the rows."""
+    try:
+        wanted = count_hours(db)
+    except TicketApiError as error:
+        return [str(error)]
+    found = read_hours(db)
+    wrong = {hour for hour in wanted.arrivals | found.arrivals if wanted.arrivals[hour] != found.arrivals[hour]}
+    wrong |= {place[0] for place in wanted.closings | found.closings if wanted.closings[place] != found.closings[place]}
+    return first_problem([(hour,) for hour in sorted(wrong)], "the counters of the hour {0} differ from its tickets", "hour")
 
 
 def counter_problems(db: sqlite3.Connection) -> list[str]:
@@ -2751,6 +2928,8 @@ def counter_problems(db: sqlite3.Connection) -> list[str]:
         counters = list_ticket_counts(db)
         closed, highest = find_closed_numbers(db)
         unsound = list(list_unsound_users(db))
+        misnamed = "ticket {0} shows another name or address than user {1} has"
+        more_problems = hour_problems(db) + first_problem(list_misnamed_tickets(db), misnamed, "ticket")
     rows = ((OPEN, "open", waiting), (CLOSED, "closed", total - waiting))
     problems = [
         f"{count} {'ticket is' if count == 1 else 'tickets are'} {word}, the counter says {counters.get(status, 'nothing')}"
@@ -2758,12 +2937,12 @@ def counter_problems(db: sqlite3.Connection) -> list[str]:
         if counters.get(status) != count
     ]
     miscounted = (user for user in unsound if user["tickets_count"] != user["written"])
-    problems += users_problem(miscounted, "user {0} wrote {2}, the counter says {1}")
+    problems += first_problem(miscounted, "user {0} wrote {2}, the counter says {1}", "user")
     sparse = (user for user in unsound if user["highest"] != user["written"])
-    problems += users_problem(sparse, "the tickets of user {0} are numbered up to {3}, there are {2}")
+    problems += first_problem(sparse, "the tickets of user {0} are numbered up to {3}, there are {2}", "user")
     if highest != closed:
         problems.append(f"closed tickets are numbered up to {highest}, there are {closed}")
-    return problems
+    return problems + more_problems
 
 
 def check_file(path: Path, part: str) -> list[Finding]:
@@ -2814,7 +2993,7 @@ def renumber(read: Callable[[int, int], list[sqlite3.Row]], write: Callable[[Ite
 
 
 def rebuild_counters(db: sqlite3.Connection) -> None:
-    """Set the counters to what the rows say and number the lists from 1 without gaps, in the order they have."""
+    """Set the counters and names to what the rows say and number the lists from 1 without gaps, in the order they have."""
     with transaction(db):
         waiting, total = count_ticket_rows(db)
         set_ticket_counts(db, [(OPEN, waiting), (CLOSED, total - waiting)])
@@ -2826,6 +3005,17 @@ def rebuild_counters(db: sqlite3.Connection) -> None:
         closed, highest = find_closed_numbers(db)
         if closed != highest:
             renumber(partial(list_closed_numbers, db), partial(set_closed_numbers, db))
+        rebuild_hours(db)
+        name_tickets_of(db, sorted({(user_id,) for _, user_id in list_misnamed_tickets(db)}))
+
+
+def rebuild_hours(db: sqlite3.Connection) -> None:
+    """Set the counters by the hour to what the rows say."""
+    counts = count_hours(db)
+    delete_arrivals(db)
+    delete_closings(db)
+    add_arrivals(db, counts.arrivals.items())
+    add_closings(db, [(*place, tickets) for place, tickets in counts.closings.items()])
 
 
 def repair_counters(path: Path, findings: Iterable[Finding]) -> Finding:
