@@ -2038,7 +2038,11 @@ def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, re
 
 def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
-    tickets = list_oldest_open_tickets(db, len(moments))
+    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments)
+
+
+def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
+    """Close open tickets, given as (id, created_at), at moments that are moved on where they do not grow; return their ids."""
     closings: list[tuple[str, int, int]] = []
     waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know: how the formats `cursor` and `since` of openapi.json are written. Named in schemathesis.toml."""
+"""What schemathesis cannot know: how texts of `format: cursor` and `since` are written. Named in schemathesis.toml."""
 
 import re
 
