@@ -128,7 +128,7 @@ BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, 
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
 MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
-READ_TICKETS = "read:tickets"
+READ_TICKETS, READ_AUDITS, READ_METRICS = "read:tickets", "read:audits", "read:metrics"
 
 FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
@@ -148,11 +148,16 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
 AUDIT_PAGE = 200  # rows of the log in memory at a time, 9 KB each at most
 AUDIT_SPAN = 10_000  # ids that one statement reads through: 1 to 2 ms, 50 ms where every row is as large as can be
+AUDIT_SPANS = 5  # of those that one request reads through
 AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every row is as large as can be
 AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
 AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
 FOLLOW_SECONDS = 0.5  # between two looks for new rows
+TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
+DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
+HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
+PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
 REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
@@ -291,6 +296,89 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+# What people write: each raises ValueError, with a text that says what to write -------------------
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
+    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
+    if not match:
+        return None
+    sign, digits = match[1], match[2].lstrip("0") or "0"
+    number = int(digits) if len(digits) <= 19 else 10**19
+    return -number if sign == "-" else number
+
+
+def read_number(text: str, lowest: int, highest: int) -> int:
+    """Read a whole number within bounds."""
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(f"{text!r} is not a whole number")
+    if not lowest <= number <= highest:
+        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
+    return number
+
+
+DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
+
+
+def read_duration(text: str) -> int:
+    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
+    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
+    if text != "0" and not match:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
+    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
+    if seconds > 36_500 * DAY:
+        raise ValueError(f"{text!r} is too long; the longest is 36500d")
+    return seconds
+
+
+def read_email(text: str) -> str:
+    """Read an address; it is kept in lower case."""
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not an e-mail address")
+    return text.lower()
+
+
+def read_text(text: str) -> str:
+    """Read a text that is not empty and fits a line."""
+    if not text.strip() or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
+    return text
+
+
+def read_id(text: str) -> int:
+    """Read the id of a row."""
+    return read_number(text, 1, 2**63 - 1)
+
+
+def read_user(text: str) -> int | str:
+    """Read a user's id or e-mail address."""
+    if whole_number(text) is not None:
+        return read_id(text)
+    try:
+        return read_email(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
+
+
+def read_status(text: str) -> range:
+    """Read an HTTP status, or a class of them such as `4xx`."""
+    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
+    if not match:
+        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
+    first = int(match[1]) * 100
+    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
+
+
+def read_moment(text: str, now: int) -> int:
+    """Read a duration until now, such as `24h`, or a UTC time, such as `2025-12-04T11:30:16Z`, as microseconds since 1970."""
+    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})(?:\.([0-9]{1,6}))?Z", text)
+    if match:
+        return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
+    return now - read_duration(text) * MICROSECONDS
 
 
 # ======================================================================================================================
@@ -2126,16 +2214,6 @@ def to_json(value: Any) -> bytes:
     return compact(value).encode()
 
 
-def whole_number(text: str) -> int | None:
-    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
-    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
-    if not match:
-        return None
-    sign, digits = match[1], match[2].lstrip("0") or "0"
-    number = int(digits) if len(digits) <= 19 else 10**19
-    return -number if sign == "-" else number
-
-
 def parse_list_request(url: str, query: Mapping[str, str]) -> ListRequest:
     """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
     errors: dict[str, list[str]] = {}
@@ -3905,44 +3983,6 @@ class Option(NamedTuple):
         return f"TICKETAPI_{self.field.upper()}"
 
 
-def read_number(text: str, lowest: int, highest: int) -> int:
-    """Read a whole number within bounds."""
-    number = whole_number(text)
-    if number is None:
-        raise ValueError(f"{text!r} is not a whole number")
-    if not lowest <= number <= highest:
-        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
-    return number
-
-
-DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
-
-
-def read_duration(text: str) -> int:
-    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
-    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
-    if text != "0" and not match:
-        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
-    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
-    if seconds > 36_500 * DAY:
-        raise ValueError(f"{text!r} is too long; the longest is 36500d")
-    return seconds
-
-
-def read_email(text: str) -> str:
-    """Read an address; it is kept in lower case."""
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
-        raise ValueError(f"{text!r} is not an e-mail address")
-    return text.lower()
-
-
-def read_text(text: str) -> str:
-    """Read a text that is not empty and fits a line."""
-    if not text.strip() or not text.isprintable() or len(text) > 255:
-        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
-    return text
-
-
 def read_address(text: str) -> str:
     """Read an IP address."""
     try:
@@ -3963,30 +4003,6 @@ def read_level(text: str) -> str:
     if text not in ("debug", "info", "warning", "error"):
         raise ValueError(f"{text!r} is not a log level; write debug, info, warning or error")
     return text
-
-
-def read_id(text: str) -> int:
-    """Read the id of a row."""
-    return read_number(text, 1, 2**63 - 1)
-
-
-def read_user(text: str) -> int | str:
-    """Read a user's id or e-mail address."""
-    if whole_number(text) is not None:
-        return read_id(text)
-    try:
-        return read_email(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
-
-
-def read_status(text: str) -> range:
-    """Read an HTTP status, or a class of them such as `4xx`."""
-    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
-    if not match:
-        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
-    first = int(match[1]) * 100
-    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
 
 
 def read_switch(text: str) -> bool:
