@@ -35,7 +35,8 @@ Security rules
     - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
     - A request that a proxy could read in another way is refused: two lengths, two hosts, two tokens, a folded line.
     - What clients send is bounded (headers, bodies, connections, time, buckets), and escaped before a person reads it.
-    - Only a proxy named by --trusted-proxy is believed when it says who the client is.
+    - Only a proxy named by --trusted-proxy is believed when it says who the client is. /metrics needs no token on this
+      machine; what came by way of any proxy did not.
 
 Rooms, top to bottom; each uses only those above it
     1 Settings and errors   2 Database   3 Queries   4 Operations   5 Plugins   6 Routes   7 Scheduler   8 Server
