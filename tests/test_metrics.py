@@ -166,8 +166,9 @@ def test_tickets_are_counted_by_status(api, db):
     assert samples(api.get("/metrics"), "ticketapi_tickets") == {("open",): 5, ("closed",): 2}
 
 
-def test_a_desk_that_cannot_be_read_hides_no_other_figure(api, db):
-    db.execute("DROP TABLE ticket_counts")
+@pytest.mark.parametrize("damage", [lambda db, desk: db.execute("DROP TABLE ticket_counts"), lambda db, desk: desk.unlink()])
+def test_a_desk_that_cannot_be_read_hides_no_other_figure(api, db, desk, damage):
+    damage(db, desk)
     answer = api.get("/metrics")
     assert samples(answer, "ticketapi_tickets") == {}
     assert samples(answer, "ticketapi_audit_failures_total") == {(): 0}

@@ -161,6 +161,10 @@ def ask_everything(api, token, author):
         assert api.request("HEAD", path, token=token).status == 200
     for path, status in (("/api/stats", 200), ("/up", 200), ("/api/users/999999999/tickets", 404), ("/api/nope", 404)):
         assert api.get(path, token=token).status == status
+    for query in ("", "?user=bob@example.com", "?status=5xx&since=1d"):
+        assert api.get(f"/api/audits{query}", token=token).status == 200
+    for path in ("/api/audits/summary", "/api/schedule", "/metrics"):
+        assert api.get(path, token=token).status == 200
     assert api.get("/api/stats", token=ticketapi.new_token_text()).status == 401
     assert api.request("OPTIONS", "/api/stats").status == 200
     api.audit.commit(0.0)
