@@ -35,7 +35,8 @@ Security rules
     - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
     - A request that a proxy could read in another way is refused: two lengths, two hosts, two tokens, a folded line.
     - What clients send is bounded (headers, bodies, connections, time, buckets), and escaped before a person reads it.
-    - Only a proxy named by --trusted-proxy is believed when it says who the client is.
+    - Only a proxy named by --trusted-proxy is believed when it says who the client is. /metrics needs no token on this
+      machine; what came by way of any proxy did not.
 
 Rooms, top to bottom; each uses only those above it
     1 Settings and errors   2 Database   3 Queries   4 Operations   5 Plugins   6 Routes   7 Scheduler   8 Server
@@ -49,6 +50,7 @@ import base64
 import errno
 import fcntl
 import hashlib
+import heapq
 import hmac
 import importlib.util
 import ipaddress
@@ -78,12 +80,12 @@ from calendar import timegm
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 __version__ = "1.3.0"
 
@@ -157,6 +159,7 @@ PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes 
 FOLLOW_SECONDS = 0.5  # between two looks for new rows
 TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
 DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
+MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
 HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
 PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
 REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
@@ -604,6 +607,21 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     try:
         for statement in schema_statements("reader"):
             db.execute(statement)
+        db.execute("PRAGMA query_only = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect_log_reader(path: Path) -> sqlite3.Connection:
+    """Open the audit log of this process's own server to read it for one request, which waits for nobody.
+
+    Not `open_read_only`: it reads the header of the file, and closing that would end the locks of the connection that writes.
+    """
+    db = connect(path, wait_ms=0)
+    try:
+        db.text_factory = partial(str, encoding="utf-8", errors="replace")
         db.execute("PRAGMA query_only = ON")
     except BaseException:
         db.close()
@@ -2343,6 +2361,15 @@ class TokenBucket:
         next_in = math.ceil((remaining + 1 - left) / refill - 1e-6)
         return Limit(self.policy, allowed, self.size, remaining, max(next_in, 1))
 
+    def emptiest(self, count: int, now: float) -> list[tuple[Any, int]]:
+        """Return keys and what remains in their buckets, the least first; those that are full are left out."""
+        refill = self.size / MINUTE
+        with self._lock:
+            buckets = list(self._buckets.items())
+        remaining = ((key, int(min(self.size, left + (now - since) * refill) + 1e-9)) for key, (left, since) in buckets)
+        low = heapq.nsmallest(count, remaining, key=lambda bucket: bucket[1])
+        return [(key, left) for key, left in low if left < self.size]
+
 
 def address_key(address: str) -> str:
     """Return what counts as one source: an IPv4 address, or the /64 network of an IPv6 one (RFC 6177)."""
@@ -2396,20 +2423,21 @@ def to_json(value: Any) -> bytes:
     return compact(value).encode()
 
 
+def read_positive(query: Mapping[str, str], name: str, default: int, highest: int, errors: dict[str, list[str]]) -> int:
+    """Read a number of a query, moved to the nearest from 1 to `highest`; notes the error where it is none."""
+    text = query.get(name, "")
+    number = whole_number(text) if text else default
+    if number is None:
+        errors[name] = [f"The {name.replace('_', ' ')} field must be an integer."]
+        return default
+    return max(1, min(number, highest))
+
+
 def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
     """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
     errors: dict[str, list[str]] = {}
-
-    def read(field_name: str, default: int, highest: int) -> int:
-        text = query.get(field_name, "")
-        number = whole_number(text) if text else default
-        if number is None:
-            label = field_name.replace("_", " ")
-            errors[field_name] = [f"The {label} field must be an integer."]
-            return default
-        return max(1, min(number, highest))
-
-    page, per_page = read("page", 1, MAX_PAGE), read("per_page", PER_PAGE, MAX_PER_PAGE)
+    page = read_positive(query, "page", 1, MAX_PAGE, errors)
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
     text = query.get("cursor", "")
     cursor = decode_cursor(text, url) if text else None
     if text and not cursor:
@@ -2850,6 +2878,11 @@ class AuditLog:
             self.lost += rows
             log.error("audit rows lost, %d so far: %s: %s", self.lost, self.path, reason)
 
+    @property
+    def waiting(self) -> int:
+        """How many rows are not written yet."""
+        return len(self._waiting)
+
     def prune(self, before: str, limit: int) -> int:
         """Delete some of the rows from before a time, the oldest first; return how many. Raises sqlite3.Error.
 
@@ -2864,6 +2897,318 @@ class AuditLog:
         with self._lock:
             self._lose(len(self._waiting), "the server has ended")
             self._db.close()
+
+
+# Traffic: what a server counts of its requests, in memory ------------------------------------------
+
+
+class RouteTraffic:
+    """How the requests of one route were answered, and how long that took."""
+
+    __slots__ = ("buckets", "seconds", "slowest", "statuses")
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.statuses: defaultdict[int, int] = defaultdict(int)
+        self.buckets = [0] * (len(DURATIONS) + 1)  # requests of at most so many seconds, and of more than the last
+        self.seconds = 0.0
+        self.slowest = 0.0
+
+    def copy(self) -> RouteTraffic:
+        """Return what was counted until now."""
+        copy = RouteTraffic()
+        copy.statuses.update(self.statuses)
+        copy.buckets, copy.seconds, copy.slowest = self.buckets[:], self.seconds, self.slowest
+        return copy
+
+    @property
+    def requests(self) -> int:
+        """How many requests there were."""
+        return sum(self.buckets)
+
+    def quantile(self, share: float) -> float:
+        """Return the seconds that a share of the requests took at most, evenly spread within a bucket of the histogram."""
+        upto, bounds = list(accumulate(self.buckets)), (0.0, *DURATIONS, max(self.slowest, DURATIONS[-1]))
+        wanted = share * upto[-1]
+        number = bisect_left(upto, wanted)
+        part = 1 - (upto[number] - wanted) / self.buckets[number]
+        return min(bounds[number] + (bounds[number + 1] - bounds[number]) * part, self.slowest)
+
+
+class Traffic:
+    """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
+
+    Bounded by what there is of routes and statuses.
+    """
+
+    def __init__(self, now: int) -> None:
+        """Begin to count; `now` is microseconds."""
+        self.since = now
+        self._routes: dict[str, RouteTraffic] = {}
+        self._minutes: dict[int, defaultdict[int, int]] = {}  # by their number since 1970
+        self._refusals: defaultdict[int, int] = defaultdict(int)
+        self._lock = threading.Lock()
+
+    def count(self, route: str, status: int, now: int, seconds: float) -> None:
+        """Count a request that began at a time (microseconds) and took so many seconds. Costs 0.7 microseconds."""
+        minute = now // MINUTE_MICROSECONDS
+        with self._lock:
+            of_route = self._routes.get(route) or self._begin_route(route)
+            of_minute = self._minutes.get(minute) or self._begin_minute(minute)
+            of_minute[status] += 1
+            of_route.statuses[status] += 1
+            of_route.buckets[bisect_left(DURATIONS, seconds)] += 1
+            of_route.seconds += seconds
+            if seconds > of_route.slowest:
+                of_route.slowest = seconds
+
+    def _begin_route(self, route: str) -> RouteTraffic:
+        """Return the empty counters of a route."""
+        counters = self._routes[route] = RouteTraffic()
+        return counters
+
+    def _begin_minute(self, minute: int) -> defaultdict[int, int]:
+        """Return the empty counters of a minute; forget what is too old, and what a clock set back has made the future."""
+        kept = range(minute - TRAFFIC_MINUTES + 1, minute)
+        self._minutes = {number: counters for number, counters in self._minutes.items() if number in kept}
+        counters = self._minutes[minute] = defaultdict(int)
+        return counters
+
+    def refuse(self, status: int) -> None:
+        """Count a request that was refused before it had a route."""
+        with self._lock:
+            self._refusals[status] += 1
+
+    def routes(self) -> dict[str, RouteTraffic]:
+        """Return what was counted of each route, by name."""
+        with self._lock:
+            return {route: counters.copy() for route, counters in sorted(self._routes.items())}
+
+    def minutes(self, now: int) -> list[tuple[int, dict[int, int]]]:
+        """Return beginning (microseconds) and requests by status of each of the last minutes, the oldest first."""
+        last = now // MINUTE_MICROSECONDS
+        with self._lock:
+            found = {minute: dict(sorted(counters.items())) for minute, counters in self._minutes.items()}
+        numbers = range(last - TRAFFIC_MINUTES + 1, last + 1)
+        return [(minute * MINUTE_MICROSECONDS, found.get(minute, {})) for minute in numbers]
+
+    def refusals(self) -> dict[int, int]:
+        """Return how many requests were refused before they had a route, by status."""
+        with self._lock:
+            return dict(sorted(self._refusals.items()))
+
+
+SLOWEST_ROUTES, EMPTIEST_BUCKETS = 10, 10  # that a summary lists
+
+
+def milliseconds(seconds: float) -> float:
+    """Return seconds as milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)
+
+
+def route_resource(route: str, counters: RouteTraffic) -> dict[str, Any]:
+    """Return what a summary says of a route."""
+    return {
+        "route": route,
+        "requests": counters.requests,
+        "mean_ms": milliseconds(counters.seconds / counters.requests),
+        "p95_ms": milliseconds(counters.quantile(0.95)),
+        "max_ms": milliseconds(counters.slowest),
+    }
+
+
+def summarize_traffic(
+    traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket, now: int, tick: float
+) -> dict[str, Any]:
+    """Return the requests of the last minutes, the slowest routes and the emptiest buckets."""
+    found = traffic.routes()
+    routes = [route_resource(route, counters) for route, counters in found.items()]
+    minutes = [
+        {"at": format_time(at), "requests": sum(statuses.values()), "statuses": {str(key): n for key, n in statuses.items()}}
+        for at, statuses in traffic.minutes(now)
+    ]
+    of_users = users.emptiest(EMPTIEST_BUCKETS, tick) if users else []
+    limiter = {
+        "limit": users.size if users else None,
+        "window": MINUTE,
+        "refused": sum(counters.statuses.get(429, 0) for counters in found.values()),
+        "users": [{"user_id": user_id, "remaining": left} for user_id, left in of_users],
+        "addresses": [{"address": address, "remaining": left} for address, left in addresses.emptiest(EMPTIEST_BUCKETS, tick)],
+    }
+    slowest = sorted(routes, key=lambda route: -route["mean_ms"])[:SLOWEST_ROUTES]
+    return {"since": format_time(traffic.since), "minutes": minutes, "routes": slowest, "limiter": limiter}
+
+
+# Schedule: what a server tells of its jobs ---------------------------------------------------------
+
+
+class JobRuns(NamedTuple):
+    """How the runs of a job went. Replaced as a whole, so that another thread never sees half of a run."""
+
+    runs: int = 0
+    failures: int = 0  # among them
+    last_at: int | None = None  # microseconds
+    last_status: str | None = None  # "ok" or "failed"
+    last_result: Mapping[str, Any] | None = None
+    lateness: float = 0.0  # seconds from when the last run was due to when it began
+
+
+@dataclass
+class JobRecord:
+    """A job as the rest of a server knows it; it is counted from the epoch, so that every minute is on the minute."""
+
+    name: str
+    every: int  # seconds
+    next_at: int | None = field(default=None, kw_only=True)  # microseconds; None before the first round
+    past: JobRuns = field(default=JobRuns(), kw_only=True)
+
+    def boundary_after(self, moment: int) -> int:
+        """Return the first boundary after a moment."""
+        step = self.every * MICROSECONDS
+        return (moment // step + 1) * step
+
+
+class Schedule:
+    """The jobs of a server, and when something last looked whether one is due."""
+
+    def __init__(self, jobs: Sequence[JobRecord], heartbeat: float) -> None:
+        """Take the jobs; `heartbeat` is monotonic seconds."""
+        self.jobs = jobs
+        self.heartbeat = heartbeat
+
+    def alive(self, now: float) -> bool:
+        """Tell whether the scheduler has gone round within the last half minute; true when it has nothing to do."""
+        return not self.jobs or now - self.heartbeat < HEARTBEAT_SECONDS
+
+
+def job_resource(job: JobRecord, now: int) -> dict[str, Any]:
+    """Return what the API says of a job; one that is to run at once is due now."""
+    past, next_at = job.past, job.boundary_after(now) if job.next_at is None else job.next_at
+    return {
+        "name": job.name,
+        "every": job.every,
+        "next_at": format_time(now if next_at == NEVER else next_at),
+        "last_at": None if past.last_at is None else format_time(past.last_at),
+        "last_status": past.last_status,
+        "last_result": past.last_result,
+        "runs": past.runs,
+        "failures": past.failures,
+        "lateness": round(past.lateness, 3),
+    }
+
+
+# Metrics: the same and more in the text format of Prometheus ----------------------------------------
+
+
+class Metric(NamedTuple):
+    """One metric: its name and kind, what it tells, and its samples as (rest of the name, labels, value)."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Sequence[tuple[str, dict[str, str], float]]
+
+
+def write_metrics(metrics: Iterable[Metric]) -> bytes:
+    """Write metrics in the text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+    lines = []
+    for metric in metrics:
+        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        for suffix, labels, value in metric.samples:
+            written = ",".join(f"{name}={quote(text)}" for name, text in labels.items())
+            lines.append(f"{metric.name}{suffix}{{{written}}} {value!r}" if written else f"{metric.name}{suffix} {value!r}")
+    return "\n".join([*lines, ""]).encode()
+
+
+def process_metrics(traffic: Traffic) -> list[Metric]:
+    """Return which program runs, and since when."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    labels = {"version": __version__, "python": python, "sqlite": sqlite3.sqlite_version}
+    started = traffic.since / MICROSECONDS
+    return [
+        Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [("", labels, 1)]),
+        Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", [("", {}, started)]),
+    ]
+
+
+def histogram_samples(route: str, counters: RouteTraffic) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield the samples of a route's histogram."""
+    bounds = [*map(repr, DURATIONS), "+Inf"]
+    for bound, requests in zip(bounds, accumulate(counters.buckets), strict=True):
+        yield "_bucket", {"route": route, "le": bound}, requests
+    yield "_sum", {"route": route}, counters.seconds
+    yield "_count", {"route": route}, counters.requests
+
+
+def request_metrics(traffic: Traffic) -> list[Metric]:
+    """Return the requests by route and status, their durations, and what the parser refused."""
+    routes = traffic.routes()
+    requests = [
+        ("", {"route": route, "status": str(status)}, count)
+        for route, counters in routes.items()
+        for status, count in sorted(counters.statuses.items())
+    ]
+    durations = [sample for route, counters in routes.items() for sample in histogram_samples(route, counters)]
+    refusals = [("", {"status": str(status)}, count) for status, count in traffic.refusals().items()]
+    prefix = "ticketapi_http"
+    return [
+        Metric(f"{prefix}_requests_total", "counter", "Requests answered; route is none where none matched.", requests),
+        Metric(f"{prefix}_request_duration_seconds", "histogram", "Time from a whole request to its answer.", durations),
+        Metric(f"{prefix}_refusals_total", "counter", "Requests that the parser refused, which have no route.", refusals),
+    ]
+
+
+def desk_metrics(readers: Readers) -> list[Metric]:
+    """Return the tickets by status; without samples while the desk cannot be read, which must not hide the rest."""
+    counts: dict[int, int] = {}
+    with suppress(*SQLITE_FAILURES):
+        counts = list_ticket_counts(readers.get().db)
+    names = {OPEN: "open", CLOSED: "closed"}
+    samples = [("", {"status": names[status]}, count) for status, count in counts.items() if status in names]
+    return [Metric("ticketapi_tickets", "gauge", "Tickets on the desk.", samples)]
+
+
+def audit_metrics(audit: AuditLog) -> list[Metric]:
+    """Return how the audit log fares."""
+    prefix = "ticketapi_audit"
+    return [
+        Metric(
+            f"{prefix}_failures_total", "counter", "Times that the audit log could not be written.", [("", {}, audit.failures)]
+        ),
+        Metric(f"{prefix}_rows_waiting", "gauge", "Rows of the audit log not written yet.", [("", {}, audit.waiting)]),
+        Metric(f"{prefix}_rows_lost_total", "counter", "Rows of the audit log given up.", [("", {}, audit.lost)]),
+    ]
+
+
+def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
+    """Return how the scheduler and its jobs fare."""
+    pasts = [({"job": job.name}, job.past) for job in schedule.jobs]
+    ran = [(labels, past) for labels, past in pasts if past.last_at is not None]
+    runs = [
+        ("", {**labels, "result": result}, count)
+        for labels, past in pasts
+        for result, count in (("ok", past.runs - past.failures), ("failed", past.failures))
+    ]
+    times = [("", labels, (past.last_at or 0) / MICROSECONDS) for labels, past in ran]
+    late = [("", labels, past.lateness) for labels, past in ran]
+    prefix = "ticketapi_scheduler"
+    return [
+        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", [("", {}, int(schedule.alive(tick)))]),
+        Metric(f"{prefix}_runs_total", "counter", "Runs of scheduled jobs.", runs),
+        Metric(f"{prefix}_last_run_timestamp_seconds", "gauge", "When a job last ran, in Unix time.", times),
+        Metric(f"{prefix}_lateness_seconds", "gauge", "How long after it was due a job last ran.", late),
+    ]
+
+
+def wal_metrics(settings: Settings) -> list[Metric]:
+    """Return how long the write-ahead logs of both files are."""
+    samples: list[tuple[str, dict[str, str], float]] = []
+    for part, path in (("desk", settings.db), ("audit", settings.audit_db)):
+        wal, size = sidecars(Path(os.path.realpath(path)))[0], 0
+        with suppress(OSError):
+            size = wal.stat().st_size
+        samples.append(("", {"file": part}, size))
+    return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
 
 
 # Readiness ---------------------------------------------------------------------------------------
@@ -2941,6 +3286,142 @@ def follow_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int) -> It
         yield from audits_between(db, wanted, last + 1, newest)
         last = newest
         yield []
+
+
+def read_payload(text: str | None) -> Any:
+    """Return the JSON object of a query or body; the text itself where it is none."""
+    try:
+        return json.loads(text, parse_constant=str) if text else None
+    except (ValueError, RecursionError):
+        return text
+
+
+def audit_resource(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a row of the log with its query and body as objects."""
+    return {**dict(row), "query": read_payload(row["query"]), "request_body": read_payload(row["request_body"])}
+
+
+def make_audit_filter(
+    user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
+) -> AuditFilter:
+    """Return which rows of the log are wanted, where None, 0 and nothing mean all; `since` is microseconds."""
+    statuses = status or range(1000)
+    return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", format_time(since) if since else "")
+
+
+class AuditRequest(NamedTuple):
+    """Which part of the audit log is asked for."""
+
+    url: str  # without the query
+    fields: dict[str, str]  # of the query, which links carry on
+    filters: dict[str, Any]  # what those that filter mean
+    per_page: int
+    cursor: Cursor | None
+
+
+def parse_audit_request(url: str, query: Mapping[str, str], now: int) -> AuditRequest:
+    """Read filters, `per_page` and `cursor`; raises InvalidFields."""
+    readers: dict[str, tuple[Callable[[str], Any], str]] = {
+        "user": (read_user, "a user's id or e-mail address"),
+        "token": (read_id, "the id of a token"),
+        "status": (read_status, "an HTTP status such as 404, or 4xx"),
+        "path": (read_text, "a text of at most 255 printable characters"),
+        "since": (partial(read_moment, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
+    }
+    errors: dict[str, list[str]] = {}
+    filters: dict[str, Any] = {}
+    for name, (read, wanted) in readers.items():
+        if query.get(name):
+            try:
+                filters[name] = read(query[name])
+            except ValueError:
+                errors[name] = [f"The {name} field must be {wanted}."]
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
+    cursor = decode_cursor(query["cursor"], url) if query.get("cursor") else None
+    if query.get("cursor") and not cursor:
+        errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    if errors:
+        raise InvalidFields(errors)
+    fields = {name: query[name] for name in filters} | ({"per_page": str(per_page)} if query.get("per_page") else {})
+    return AuditRequest(url, fields, filters, per_page, cursor)
+
+
+def wanted_audits(desk: sqlite3.Connection, filters: Mapping[str, Any], now: int) -> AuditFilter:
+    """Return the filter that a request means; raises InvalidFields for an address that no user has."""
+    user, since = filters.get("user"), filters.get("since")
+    if isinstance(user, str):
+        found = find_user_by_email(desk, user)
+        if not found:
+            raise InvalidFields({"user": ["The selected user is invalid."]})
+        user = int(found["id"])
+    status, path = filters.get("status"), filters.get("path")
+    return make_audit_filter(user, filters.get("token"), status, path, None if since == now else since)  # 0 is off
+
+
+class AuditSlice(NamedTuple):
+    """A part of the audit log, newest first: its rows, the ids it was looked for in, and whether there are any beyond."""
+
+    rows: list[sqlite3.Row]
+    lowest: int
+    highest: int
+    newer: bool
+    older: bool
+
+
+def audits_before(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int) -> AuditSlice:
+    """Return the newest rows wanted below an id, as many as `size`, from AUDIT_SPANS spans of AUDIT_SPAN ids at most."""
+    rows: list[sqlite3.Row] = []
+    newest = end = min(below, (find_last_audit_id(db, MAX_ID) or 0) + 1)
+    for _ in range(AUDIT_SPANS):
+        highest = find_last_audit_id(db, end)
+        if highest is None:
+            break
+        end = highest - AUDIT_SPAN + 1
+        found = list_audits_back(db, end, highest, wanted, size - len(rows))
+        rows += found
+        if len(rows) == size:
+            end = rows[-1]["id"]
+            break
+        if wanted.since and not found and not has_audits_since(db, end, highest, wanted.since):
+            end = 0  # what is older still is too old as well
+            break
+    older, newer = find_last_audit_id(db, end) is not None, find_audit_from(db, newest) is not None
+    return AuditSlice(rows, end, newest - 1, newer, older)
+
+
+def audits_after(db: sqlite3.Connection, wanted: AuditFilter, above: int, size: int) -> AuditSlice:
+    """Return the oldest rows wanted above an id, newest first, as bounded as `audits_before`."""
+    rows: list[sqlite3.Row] = []
+    end = above
+    for _ in range(AUDIT_SPANS):
+        first = find_audit_from(db, end + 1)
+        if first is None:
+            break
+        end = first["id"] + AUDIT_SPAN - 1
+        rows += list_audits(db, first["id"], end, wanted, size - len(rows))
+        if len(rows) == size:
+            end = rows[-1]["id"]
+            break
+    newer, older = find_audit_from(db, end + 1) is not None, find_last_audit_id(db, above + 1) is not None
+    return AuditSlice(rows[::-1], above + 1, end, newer, older)
+
+
+def audits_page(desk: sqlite3.Connection, audit_log: Path, asked: AuditRequest, now: int) -> bytes:
+    """Return a part of the audit log in the envelope of Laravel's cursorPaginate."""
+    wanted, cursor = wanted_audits(desk, asked.filters, now), asked.cursor
+    with closing(connect_log_reader(audit_log)) as db, snapshot(db):
+        if cursor and not cursor.forward:
+            part = audits_after(db, wanted, cursor.key, asked.per_page)
+        else:
+            part = audits_before(db, wanted, cursor.key if cursor else MAX_ID, asked.per_page)
+    following = encode_cursor(Cursor(part.lowest, True), asked.url) if part.older else None
+    previous = encode_cursor(Cursor(part.highest, False), asked.url) if part.newer else None
+    prev_url, next_url = (
+        f"{asked.url}?{urlencode({**asked.fields, 'cursor': text})}" if text else None for text in (previous, following)
+    )
+    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
+    links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
+    return to_json({"data": [audit_resource(row) for row in part.rows], "links": links, "meta": meta})
 
 
 def count_old_audits(db: sqlite3.Connection, before: str) -> int:
@@ -3386,6 +3867,7 @@ COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 EXPOSED_HEADERS = "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy"
+PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", f"HTTP_{PROXY_MARK}"}  # with HTTP_X_FORWARDED_*
 NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
 
 
@@ -3455,12 +3937,13 @@ class Cors:
 
 
 class AuditHook:
-    """The first and the last to see a request: reads the clocks, mends the path, adds headers, writes the audit row."""
+    """The first and the last to see a request: reads the clocks, mends the path, adds headers, counts, writes the audit row."""
 
-    def __init__(self, settings: Settings, audit: AuditLog, clock: Clock) -> None:
+    def __init__(self, settings: Settings, audit: AuditLog, clock: Clock, traffic: Traffic) -> None:
         """Take what the requests of one app share."""
         self.settings = settings
         self.audit = audit
+        self.traffic = traffic
         self.clock = clock
         self.cors = Cors(settings.cors_origin)
 
@@ -3495,8 +3978,10 @@ class AuditHook:
         status = response.status_code
         if status == 405:
             headers["Allow"] = [supported_methods(headers["Allow"][0])]
+        tick, route = self.clock.monotonic(), environ.get("bottle.route")
+        seconds = tick - environ["ticketapi.tick"]
+        self.traffic.count((route and route.name) or "none", status, environ["ticketapi.now"], seconds)
         if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
-            tick = self.clock.monotonic()
             self.audit.record(audit_row(environ, status, tick), tick)
         if log.isEnabledFor(logging.DEBUG):
             client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
@@ -3606,6 +4091,34 @@ def error_body(error: bottle.HTTPError) -> bytes:
     return to_json({"message": "Server Error" if error.status_code == 500 else error.body})
 
 
+def is_local(environ: Mapping[str, Any]) -> bool:
+    """Tell whether a request comes from this machine itself: from a loopback address, and by way of no proxy."""
+    if any(name in PROXIED or name.startswith("HTTP_X_FORWARDED_") for name in environ):
+        return False
+    try:
+        ip = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
+    except ValueError:  # the peer of a Unix socket, which may be a proxy, has no address
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+class OpenToThisMachine:
+    """Lets local requests past the plugins below it on routes that are configured so."""
+
+    name, api = "open_to_this_machine", 2
+
+    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
+        """Wrap a handler, which is the route's own callback."""
+        if "open_locally" not in route.config:
+            return callback
+        handler: Callable[..., bytes] = route.callback
+
+        def opened(*args: Any, **kwargs: Any) -> bytes:
+            return handler(*args, **kwargs) if is_local(bottle.request.environ) else callback(*args, **kwargs)
+
+        return opened
+
+
 class Authenticate:
     """Finds the token of a request (RFC 6750). Routes without an ability are open to everybody."""
 
@@ -3702,17 +4215,28 @@ TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQL
 USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
 
 
-def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock) -> bottle.Bottle:
-    """Return a WSGI application of its own, which shares nothing with another."""
+def make_app(
+    settings: Settings,
+    readers: Readers,
+    audit: AuditLog,
+    clock: Clock,
+    traffic: Traffic | None = None,
+    schedule: Schedule | None = None,
+) -> bottle.Bottle:
+    """Return a WSGI application of its own, which shares nothing with another but what it is given."""
+    traffic, schedule = traffic or Traffic(clock.wall()), schedule or Schedule((), clock.monotonic())
     app = bottle.Bottle()
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
-    hook = AuditHook(settings, audit, clock)
+    hook = AuditHook(settings, audit, clock, traffic)
     app.add_hook("before_request", hook.before)
     app.add_hook("after_request", hook.after)
-    for plugin in (CatchErrors(), Authenticate(readers), Throttle(settings.rate), Authorize()):  # outermost first
+    authenticate, throttle = Authenticate(readers), Throttle(settings.rate)
+    for plugin in (CatchErrors(), OpenToThisMachine(), authenticate, throttle, Authorize()):  # outermost first
         app.install(plugin)
-    handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, str]], ...] = (
+    summary = partial(show_audits_summary, traffic, throttle.buckets, authenticate.guesses)
+    metrics = partial(show_metrics, settings, readers, audit, traffic, schedule)
+    handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, Any]], ...] = (
         ("/api/tickets/open", "tickets.open", partial(show_open_tickets, readers), {"ability": READ_TICKETS}),
         ("/api/tickets/closed", "tickets.closed", partial(show_closed_tickets, readers), {"ability": READ_TICKETS}),
         (TICKET, "tickets.show", partial(show_ticket, readers), {"ability": READ_TICKETS}),
@@ -3721,8 +4245,12 @@ def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock
         (f"{USER}/tickets", "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
         ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
         ("/api/series", "series", partial(show_series, readers), {"ability": READ_TICKETS}),
-        ("/up", "up", show_up, {}),
+        ("/api/audits", "audits", partial(show_audits, readers, settings.audit_db), {"ability": READ_AUDITS}),
+        ("/api/audits/summary", "audits.summary", summary, {"ability": READ_AUDITS}),
+        ("/api/schedule", "schedule", partial(show_schedule, schedule), {"ability": READ_TICKETS}),
+        ("/up", "up", partial(show_up, schedule), {}),
         ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
+        ("/metrics", "metrics", metrics, {"ability": READ_METRICS, "open_locally": True}),
         ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api())), {}),
         ("/", "dashboard", partial(show_page, load_page("dashboard.html")), {}),
         ("/docs", "docs", partial(show_page, load_page("docs.html")), {}),
@@ -3818,12 +4346,48 @@ def show_series(readers: Readers) -> bytes:
     environ = bottle.request.environ
     now = environ["ticketapi.now"]
     asked = parse_series_request(request_query(environ), now)
-    return reply(readers, lambda db: to_json(desk_series(db, asked, now)), str(now // (MINUTE * MICROSECONDS)))
+    return reply(readers, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS))
 
 
-def show_up() -> bytes:
-    """GET /up: the process answers."""
+def show_audits(readers: Readers, audit_log: Path) -> bytes:
+    """GET /api/audits."""
+    environ = bottle.request.environ
+    now = environ["ticketapi.now"]
+    asked = parse_audit_request(list_url(environ), request_query(environ), now)
+    return send(make_answer(audits_page(readers.get().db, audit_log, asked, now)))
+
+
+def show_audits_summary(traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket) -> bytes:
+    """GET /api/audits/summary."""
+    now, tick = bottle.request.environ["ticketapi.now"], bottle.request.environ["ticketapi.tick"]
+    return send(make_answer(to_json({"data": summarize_traffic(traffic, users, addresses, now, tick)})))
+
+
+def show_schedule(schedule: Schedule) -> bytes:
+    """GET /api/schedule."""
+    now = bottle.request.environ["ticketapi.now"]
+    return send(make_answer(to_json({"data": [job_resource(job, now) for job in schedule.jobs]})))
+
+
+def show_up(schedule: Schedule) -> bytes:
+    """GET /up: the process answers, and its scheduler goes round."""
+    if not schedule.alive(bottle.request.environ["ticketapi.tick"]):
+        raise bottle.HTTPError(503, "The scheduler does not go round.", retry_after="1")
     return to_json({"status": "up"})
+
+
+def show_metrics(settings: Settings, readers: Readers, audit: AuditLog, traffic: Traffic, schedule: Schedule) -> bytes:
+    """GET /metrics: figures for Prometheus."""
+    metrics = [
+        *process_metrics(traffic),
+        *request_metrics(traffic),
+        *desk_metrics(readers),
+        *audit_metrics(audit),
+        *schedule_metrics(schedule, bottle.request.environ["ticketapi.tick"]),
+        *wal_metrics(settings),
+    ]
+    bottle.response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
+    return write_metrics(metrics)
 
 
 def show_ready(readers: Readers, readiness: Readiness) -> bytes:
@@ -3858,37 +4422,52 @@ def show_options(**_: str) -> bytes:
 # ======================================================================================================================
 
 
+class Outcome(NamedTuple):
+    """What came of a job's turn."""
+
+    result: Mapping[str, Any] | None  # what it did, as its command tells it with --json
+    more: bool = False  # there is more to do, at the next turn
+    failed: bool = False  # which the job has logged itself
+
+
 @dataclass
-class Job:
-    """Something to do every so many seconds, counted from the epoch: every minute is on the minute."""
+class Job(JobRecord):
+    """Something to do every so many seconds."""
 
-    name: str
-    every: int  # seconds
-    run: Callable[[int], object]  # takes the time, in microseconds; True: there is more to do, at the next turn
-    next_at: int | None = None  # microseconds
-
-    def boundary_after(self, moment: int) -> int:
-        """Return the first boundary after a moment."""
-        step = self.every * MICROSECONDS
-        return (moment // step + 1) * step
+    run: Callable[[int], object]  # takes the time, in microseconds; may return an Outcome
+    goes_on: bool = field(default=False, kw_only=True)  # the last turn left something to do
 
 
 def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
-    """Run each job whose time has come, once, however many boundaries were missed; a failing one is logged."""
+    """Run each job whose time has come, once, however many boundaries were missed."""
     for job in jobs:
         step = job.every * MICROSECONDS
         if job.next_at is None:
             job.next_at = job.boundary_after(now)
         elif job.next_at - now > 2 * step:  # the clock was set back; half a step keeps the runs apart
             job.next_at = job.boundary_after(now + step // 2)
-        if now < job.next_at:
-            continue
-        job.next_at = job.boundary_after(now)
-        try:
-            if job.run(now) is True:
-                job.next_at = now
-        except Exception as error:
-            log.error("scheduled %s failed, next try at %s: %s", job.name, format_time(job.next_at), error)
+        if now >= job.next_at:
+            run_job(job, job.next_at, now)
+
+
+def run_job(job: Job, due: int, now: int) -> None:
+    """Give a job its turn and note how it went; a failing one is logged. A run may go on for several turns."""
+    job.next_at = job.boundary_after(now)
+    try:
+        returned = job.run(now)
+        result, more, failed = returned if isinstance(returned, Outcome) else Outcome(None)
+    except Exception as error:
+        log.error("scheduled %s failed, next try at %s: %s", job.name, format_time(job.next_at), error)
+        result, more, failed = Outcome(None, failed=True)
+    if more:
+        job.next_at = (now // MICROSECONDS + 1) * MICROSECONDS
+    past, status = job.past, "failed" if failed else "ok"
+    if job.goes_on:
+        job.past = past._replace(failures=past.failures + failed, last_status=status, last_result=result)
+    else:
+        late = (now - due) / MICROSECONDS if due > NEVER else 0.0
+        job.past = JobRuns(past.runs + 1, past.failures + failed, now, status, result, late)
+    job.goes_on = more and not failed
 
 
 class AuditPruner:
@@ -3900,23 +4479,29 @@ class AuditPruner:
         self.keep = keep
         self.pause = pause
         self._failing = False
+        self._pruned = 0  # rows, since the last run that came to its end
 
-    def run(self, now: int) -> bool:
-        """Take a turn; tell whether there is more to do. A failure is logged when it begins, and tried again next turn."""
+    def run(self, now: int) -> Outcome:
+        """Take a turn. A failure is logged when it begins, and tried again next turn."""
         before = format_time(now - self.keep * MICROSECONDS)
         more = True
         try:
             for _ in range(PRUNE_STEPS):
-                more = self.audit.prune(before, AUDIT_STEP) > 0
+                deleted = self.audit.prune(before, AUDIT_STEP)
+                self._pruned += deleted
+                more = deleted > 0
                 if not more or self.pause(AUDIT_PAUSE):
                     break
         except SQLITE_FAILURES as error:
             if not self._failing:
                 log.error("old audit rows cannot be deleted, tried again every second: %s: %s", self.audit.path, error)
             self._failing = True
-            return True
+            return Outcome(None, more=True, failed=True)
         self._failing = False
-        return more
+        result = {"pruned": self._pruned}
+        if not more:
+            self._pruned = 0
+        return Outcome(result, more)
 
 
 def scheduled_jobs(
@@ -3924,13 +4509,14 @@ def scheduled_jobs(
 ) -> list[Job]:
     """Return the jobs that a server runs: a ticket arrives, a ticket is closed, old rows of the audit log go."""
 
-    def generate(now: int) -> None:
+    def generate(now: int) -> Outcome:
         with closing(connect(settings.db)) as db:
-            generate_tickets(db, 1, now, seed)
+            return Outcome({"generated": generate_tickets(db, 1, now, seed)})
 
-    def process(now: int) -> None:
+    def process(now: int) -> Outcome:
         with closing(connect(settings.db)) as db:
-            process_tickets(db, 1, now)
+            ids = process_tickets(db, 1, now)
+        return Outcome({"processed": len(ids), "ticket_ids": ids})
 
     if settings.no_scheduler:
         return []
@@ -3941,14 +4527,14 @@ def scheduled_jobs(
     return [job for job in jobs if job.every]
 
 
-class Scheduler:
+class Scheduler(Schedule):
     """The thread around `run_due_jobs`. One thread, so no job ever overlaps itself or another."""
 
     def __init__(self, jobs: Sequence[Job], clock: Clock, stop: threading.Event | None = None) -> None:
         """Take the jobs, and what tells them to stop if they ask; `start` begins."""
-        self.jobs = jobs
+        super().__init__(jobs, clock.monotonic())
         self.clock = clock
-        self.heartbeat = clock.monotonic()
+        self._jobs = jobs
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
@@ -3963,14 +4549,10 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
 
-    def alive(self, now: float) -> bool:
-        """Tell whether the thread has gone round within the last half minute; true when it has nothing to do."""
-        return not self.jobs or now - self.heartbeat < 30
-
     def _loop(self) -> None:
         """Go round once a second, on the second."""
         while True:
-            run_due_jobs(self.jobs, self.clock.wall())
+            run_due_jobs(self._jobs, self.clock.wall())
             self.heartbeat = self.clock.monotonic()
             if self._stop.wait(1 - self.clock.wall() % MICROSECONDS / MICROSECONDS):
                 return
@@ -4074,22 +4656,26 @@ def check_header(header: bytes) -> None:
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
-    A target that urllib cannot read would end the connection without an answer.
+    A target that urllib cannot read would end the connection without an answer. A request that came by way of a proxy is
+    marked, as Waitress takes some of the fields that tell so away before the app could see them.
     """
     from waitress.parser import HTTPRequestParser, ParsingError
 
-    check_header(header.lower())
+    lower = header.lower()
+    check_header(lower)
     try:
         HTTPRequestParser.parse_header(parser, header)
     except ValueError as error:
         raise ParsingError("bad target") from error
+    if b"\nx-forwarded-" in lower or "FORWARDED" in parser.headers or "VIA" in parser.headers or "X_REAL_IP" in parser.headers:
+        parser.headers[PROXY_MARK] = "1"
 
 
 def refuse(task: Any) -> None:
     """Answer a request that the parser refused, in JSON; replaces the `execute` of Waitress's ErrorTask."""
     error = task.request.error
     log.info("refused a request from %s: %d %s", task.channel.addr[0], error.code, error.reason)
-    task.channel.server.refusals += 1
+    task.channel.server.count_refusal(error.code)
     body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
     task.status = f"{error.code} {error.reason}"
     task.response_headers.extend(COMMON_HEADERS.items())
@@ -4200,7 +4786,14 @@ def channel_class() -> type:
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
-    def __init__(self, app: Any, sockets: Sequence[socket.socket], settings: Settings, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        sockets: Sequence[socket.socket],
+        settings: Settings,
+        settle: Callable[[], None],
+        count_refusal: Callable[[int], None] = lambda status: None,
+    ) -> None:
         """Prepare to serve on listening sockets; nothing is accepted before `run`."""
         from waitress.server import create_server
 
@@ -4234,7 +4827,7 @@ class Server:
         self._listeners = [item for item in self._map.values() if hasattr(item, "task_dispatcher")]
         for listener in self._listeners:
             listener.channel_class = channel_class()
-            listener.refusals = 0
+            listener.count_refusal = count_refusal
             listener.stopping = False
             if self._in_loop:
                 listener.pull_trigger = lambda: None  # there is no other thread to wake the loop
@@ -4721,11 +5314,10 @@ def open_log(settings: Settings) -> sqlite3.Connection | None:
 
 def audit_filter(settings: Settings, now: int) -> AuditFilter:
     """Return what the options ask for. Raises NotFound for an address that no user has."""
-    user_id, status, path = settings.audit_user, settings.audit_status or range(1000), settings.audit_path
-    since = format_time(now - settings.audit_since * MICROSECONDS) if settings.audit_since else ""
+    user_id, since = settings.audit_user, now - settings.audit_since * MICROSECONDS if settings.audit_since else None
     if isinstance(user_id, str):
         user_id = find_user_id(settings, user_id)
-    return AuditFilter(user_id, settings.audit_token, status[0], status[-1], path, since)
+    return make_audit_filter(user_id, settings.audit_token, settings.audit_status, settings.audit_path, since)
 
 
 def find_user_id(settings: Settings, email: str) -> int:
@@ -4771,16 +5363,7 @@ def wait_for_more() -> None:
 def print_json_lines(rows: Sequence[sqlite3.Row]) -> None:
     """Print rows of the audit log as JSON Lines, a row a line; what is no ASCII is escaped (https://jsonlines.org)."""
     for row in rows:
-        payloads = {name: read_payload(row[name]) for name in ("query", "request_body")}
-        print(json.dumps({**dict(row), **payloads}))
-
-
-def read_payload(text: str | None) -> Any:
-    """Return the JSON object of a query or body; the text itself where it is none."""
-    try:
-        return json.loads(text, parse_constant=str) if text else None
-    except (ValueError, RecursionError):
-        return text
+        print(json.dumps(audit_resource(row)))
 
 
 AUDIT_COLUMNS = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
@@ -4962,9 +5545,10 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
     for path in (settings.db, settings.audit_db):
         warn_of_other_readers(path)
-    server = Server(make_app(settings, readers, audit, clock), sockets, settings, lambda: audit.commit(clock.monotonic()))
-    stop = threading.Event()
+    traffic, stop = Traffic(clock.wall()), threading.Event()
     scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
+    app = make_app(settings, readers, audit, clock, traffic, scheduler)
+    server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), traffic.refuse)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop_once(server))
 

@@ -169,6 +169,10 @@ def ask_everything(api, token, author):
     missing = ("/api/users/999999999/tickets", "/api/tickets/999999999", "/api/users/999999999", "/api/nope")
     for path, status in [*((path, 200) for path in found), *((path, 404) for path in missing)]:
         assert api.get(path, token=token).status == status
+    for query in ("", "?user=bob@example.com", "?status=5xx&since=1d"):
+        assert api.get(f"/api/audits{query}", token=token).status == 200
+    for path in ("/api/audits/summary", "/api/schedule", "/metrics"):
+        assert api.get(path, token=token).status == 200
     assert api.get("/api/stats", token=ticketapi.new_token_text()).status == 401
     assert api.request("OPTIONS", "/api/stats").status == 200
     api.audit.commit(0.0)
