@@ -4535,7 +4535,7 @@ def field_lines(fields: Sequence[Field]) -> list[str]:
 
 def wrap_for_terminal(text: str, indent: int = 0) -> list[str]:
     """Return the lines of a printable text: several on a terminal that is too narrow for it, one elsewhere."""
-    return wrap_text(text, max(10, shutil.get_terminal_size().columns - indent)) if sys.stdout.isatty() else [text]
+    return wrap_text(text, max(1, shutil.get_terminal_size().columns - indent)) if sys.stdout.isatty() else [text]
 
 
 # The commands ------------------------------------------------------------------------------------
@@ -4738,7 +4738,7 @@ def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
     It is never hidden, so that whatever ends this program leaves it as it was.
     """
     columns, rows = shutil.get_terminal_size()
-    title = printable(f"{settings.db} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
+    title = printable(f"{settings.db.name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
     lines = [painter()(wrap_text(title, columns)[0], "dim"), "", *overview_lines(overview)]
     print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
 
