@@ -4226,12 +4226,11 @@ class Parser(argparse.ArgumentParser):
         """Suggest a command for one that there is not, where argparse would list them all; no option of ours has choices."""
         if action.choices is None or value in action.choices:
             return
-        _, _, above = self.prog.partition(" ")
-        known = {name: f"{above} {name}".strip() for name in action.choices}
-        meant = closest(value, known) or [command.words for command in COMMANDS if command.words.endswith(f" {value}")]
-        self.error(
-            f"{value!r} is no command{' of ' * bool(above)}{above}{did_you_mean([known.get(name, name) for name in meant])}"
-        )
+        above = self.prog.partition(" ")[2]
+        meant = [f"{above} {name}".strip() for name in closest(value, action.choices)]
+        meant = meant or [command.words for command in COMMANDS if command.words.endswith(f" {value}")]
+        place = f" of {above}" if above else ""
+        self.error(f"{value!r} is no command{place}{did_you_mean(meant)}")
 
 
 def closest(text: str, known: Iterable[str]) -> list[str]:
@@ -4253,10 +4252,8 @@ def check_flags(argv: Sequence[str]) -> None:
         raise UsageError(f"{first} stands after the command, as in: ticketapi COMMAND {first} (see ticketapi --help)")
     commands = [command for command in COMMANDS if command.words.partition(" ")[0] == first]
     exact = [command for command in commands if command.words == " ".join(argv[:2])]
-    words, known = (
-        exact[0].words if exact else first,
-        {OPTIONS[n].flag for command in exact or commands for n in command.options},
-    )
+    words = exact[0].words if exact else first
+    known = {OPTIONS[name].flag for command in exact or commands for name in command.options}
     for argument in argv[1:] if commands and not {"-h", "--help"} & set(argv) else ():
         flag = argument.partition("=")[0]
         if flag == "--":

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import struct
 import subprocess
@@ -26,11 +27,20 @@ HOSTILE = "a\r\x1b[31m\x00\x7f\x85\x9b2J\u202eevil\u2066\ufeff |\tZoë 東京"
 CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@pytest.fixture(autouse=True)
-def filled(db):
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
     """A desk of 450 tickets, the first 225 of them closed."""
-    ticketapi.generate_tickets(db, 450, NOON, seed=1)
-    ticketapi.process_tickets(db, 225, NOON)
+    path = tmp_path_factory.mktemp("filled") / "desk.db"
+    with closing(ticketapi.open_database(path, "desk")) as made:
+        ticketapi.generate_tickets(made, 450, NOON, seed=1)
+        ticketapi.process_tickets(made, 225, NOON)
+    return path
+
+
+@pytest.fixture
+def desk(filled, tmp_path):
+    """A copy of that desk."""
+    return Path(shutil.copy(filled, tmp_path))
 
 
 @pytest.fixture
