@@ -4592,7 +4592,7 @@ def command_tickets(settings: Settings, which: str | int) -> int:
     """List the open or the closed tickets, or show the one with an id."""
     with closing(open_desk(settings)) as db, explained(settings.db):
         if isinstance(which, int):
-            show_ticket(settings, find_ticket(db, which), which)
+            print_ticket(settings, find_ticket(db, which), which)
         else:
             list_tickets(settings, db, OPEN if which == "open" else CLOSED)
     return 0
@@ -4635,7 +4635,7 @@ def print_tickets(pages: Iterable[Sequence[Mapping[str, Any]]], status: int) -> 
     return shown
 
 
-def show_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
+def print_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
     """Print all there is to know of one ticket, its text wrapped on a terminal. Raises NotFound."""
     if found is None:
         raise NotFound(f"no ticket has the id {ticket_id}; `tickets open` and `tickets closed` show those there are")
