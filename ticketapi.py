@@ -156,8 +156,8 @@ AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every ro
 AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
 AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
-FOLLOW_SECONDS = 0.5  # between two looks for new rows
 WATCH_SECONDS = 2.0  # between two looks at the desk
+FOLLOW_SECONDS = 0.5  # between two looks for new rows
 REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
@@ -1045,16 +1045,16 @@ def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id
 
 
 def find_ticket(db: sqlite3.Connection, ticket_id: int) -> bytes | None:
-    """Return one ticket as JSON, or None."""
+    """Return one ticket as a JSON object, or None."""
     row = db.execute(
         """
-        SELECT CAST(resource AS BLOB)
+        SELECT CAST(resource AS BLOB) AS resource
         FROM ticket_resources
         WHERE id = :ticket_id
         """,
         {"ticket_id": ticket_id},
     ).fetchone()
-    return row[0] if row else None
+    return row["resource"] if row else None
 
 
 def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
@@ -1099,33 +1099,16 @@ def find_last_closed_at(db: sqlite3.Connection) -> str | None:
 
 
 def find_created_at(db: sqlite3.Connection, ticket_id: int) -> str | None:
-    """Return when a ticket came, or the next one that there is; None past the newest."""
+    """Return when a ticket came, or None."""
     row = db.execute(
         """
         SELECT created_at
         FROM tickets
-        WHERE id >= :ticket_id
-        ORDER BY id
-        LIMIT 1
+        WHERE id = :ticket_id
         """,
         {"ticket_id": ticket_id},
     ).fetchone()
     return row["created_at"] if row else None
-
-
-def find_closed_at(db: sqlite3.Connection, number: int) -> str | None:
-    """Return when the closed ticket with a number was closed, or the next one that there is; None past the last."""
-    row = db.execute(
-        """
-        SELECT closed_at
-        FROM tickets
-        WHERE closed_number >= :number
-        ORDER BY closed_number
-        LIMIT 1
-        """,
-        {"number": number},
-    ).fetchone()
-    return row["closed_at"] if row else None
 
 
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
@@ -1176,6 +1159,19 @@ def add_ticket_count(db: sqlite3.Connection, status: int, more: int) -> None:
         """,
         {"status": status, "more": more},
     )
+
+
+def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
+    """Return when the ticket with a number among the closed ones was closed, or None."""
+    row = db.execute(
+        """
+        SELECT closed_at
+        FROM tickets
+        WHERE closed_number = :closed_number
+        """,
+        {"closed_number": closed_number},
+    ).fetchone()
+    return row["closed_at"] if row else None
 
 
 # Counters against rows, for `check` ---------------------------------------------------------------
@@ -2372,6 +2368,30 @@ def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: List
     return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
 
 
+def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
+    _, first, last = find_open_bounds(db)
+    left = limit or MAX_ID
+    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
+        yield parse_tickets(page)
+        left -= page.size
+        first = page.highest + 1
+
+
+def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
+    total = count_tickets(db, CLOSED)
+    end = max(0, total - limit) if limit else 0
+    for highest in range(total, end, -MAX_PER_PAGE):
+        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
+
+
+def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
+    """Return the tickets of a part of a list as the API shows them."""
+    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
+    return tickets
+
+
 def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
     """Return a part of the open tickets, oldest first."""
     with snapshot(db):
@@ -2444,30 +2464,6 @@ def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> 
 def seconds_since(time_text: str | None, now: int) -> int | None:
     """Return how many seconds ago a time was; 0 for one to come, None for none."""
     return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
-
-
-def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
-    _, first, last = find_open_bounds(db)
-    left = limit or MAX_ID
-    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
-        yield parse_tickets(page)
-        left -= page.size
-        first = page.highest + 1
-
-
-def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
-    total = count_tickets(db, CLOSED)
-    end = max(0, total - limit) if limit else 0
-    for highest in range(total, end, -MAX_PER_PAGE):
-        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
-
-
-def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
-    """Return the tickets of a part of a list as the API shows them."""
-    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
-    return tickets
 
 
 def describe_api() -> bytes:
