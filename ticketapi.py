@@ -13,6 +13,8 @@ Commands
     serve      answer HTTP requests; the built-in scheduler lets tickets arrive and closes them
     generate   add tickets now, or a whole history of them (--since 90d)
     process    close the oldest open tickets
+    tickets    list the open or the closed tickets, or show one in full
+    stats      show how many tickets wait, for how long, and who wrote most, once or (--watch) on and on
     token      create, list, revoke and prune the tokens that the API asks for
     audit      show and follow the audit log, and prune it
     check      look for damage, wrong counters, open file modes and versions with known problems
@@ -53,6 +55,7 @@ import hashlib
 import heapq
 import hmac
 import importlib.util
+import io
 import ipaddress
 import json
 import logging
@@ -71,6 +74,7 @@ import sqlite3
 import stat
 import string
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
@@ -156,6 +160,7 @@ AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every ro
 AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
 AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
+WATCH_SECONDS = 2.0  # between two looks at the desk
 FOLLOW_SECONDS = 0.5  # between two looks for new rows
 TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
 DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
@@ -193,6 +198,9 @@ class Settings:
     count: int = 1
     seed: int | None = None
     since: int = 0
+    # tickets, stats
+    tickets_limit: int = 20  # tickets; 0 is all
+    watch: bool = False
     # token
     name: str = "token"
     user: str = OPERATOR_EMAIL
@@ -605,13 +613,19 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """Open a connection that only reads, with the views of schema.sql's part `reader`."""
     db = connect(path)
     try:
-        for statement in schema_statements("reader"):
-            db.execute(statement)
-        db.execute("PRAGMA query_only = ON")
+        add_views(db)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def add_views(db: sqlite3.Connection) -> None:
+    """Give a connection the temporary views of schema.sql's part `reader`, and let it write nothing from then on."""
+    db.execute("PRAGMA query_only = OFF")
+    for statement in schema_statements("reader"):
+        db.execute(statement)
+    db.execute("PRAGMA query_only = ON")
 
 
 def connect_log_reader(path: Path) -> sqlite3.Connection:
@@ -647,7 +661,10 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Let several reads see one state of the database: a page and its total belong together."""
+    """Let several reads see one state of the database: a page and its total belong together. Within another it is that one."""
+    if db.in_transaction:
+        yield
+        return
     db.execute("BEGIN")
     try:
         yield
@@ -800,6 +817,26 @@ def open_read_only(path: Path, part: str) -> sqlite3.Connection | None:
     if not has_tables:
         db.close()
         return None
+    return db
+
+
+def open_tickets_reader(path: Path) -> sqlite3.Connection | None:
+    """Open a desk to read its tickets as the API does, and nothing else; None while it is not there or still empty.
+
+    Raises TicketApiError when its schema is older than ours: only what may write upgrades it.
+    """
+    db = open_read_only(path, "desk")
+    if db is None:
+        return None
+    try:
+        found, wanted = db.execute("PRAGMA user_version").fetchone()[0], PARTS["desk"].version
+        if found < wanted:
+            fix = "another command, such as `token list`, upgrades it when it opens it"
+            raise TicketApiError(f"{path} is from an older ticketapi (schema {found}, this one reads {wanted}); {fix}")
+        add_views(db)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -1188,6 +1225,19 @@ def find_last_closed_at(db: sqlite3.Connection) -> str | None:
         """
     ).fetchone()
     return row["closed_at"] if row else None
+
+
+def find_created_at(db: sqlite3.Connection, ticket_id: int) -> str | None:
+    """Return when a ticket came, or None."""
+    row = db.execute(
+        """
+        SELECT created_at
+        FROM tickets
+        WHERE id = :ticket_id
+        """,
+        {"ticket_id": ticket_id},
+    ).fetchone()
+    return row["created_at"] if row else None
 
 
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
@@ -2399,9 +2449,9 @@ class ListRequest(NamedTuple):
     page: int
     per_page: int
     keep_per_page: bool  # the client gave it, so links carry it on
-    has_cursors: bool = True
     by_cursor: bool = False
     cursor: Cursor | None = None  # None: from the start
+    has_cursors: bool = True  # the list can be walked by cursor
 
 
 class Slice(NamedTuple):
@@ -2446,7 +2496,7 @@ def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = T
         errors["cursor"] = ["The cursor field is not supported by this list; use page."]
     if errors:
         raise InvalidFields(errors)
-    return ListRequest(url, page, per_page, bool(query.get("per_page")), has_cursors, "cursor" in query, cursor)
+    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor, has_cursors)
 
 
 def cursor_check(payload: str, url: str) -> str:
@@ -2581,6 +2631,30 @@ def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: List
     return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
 
 
+def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
+    _, first, last = find_open_bounds(db)
+    left = limit or MAX_ID
+    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
+        yield parse_tickets(page)
+        left -= page.size
+        first = page.highest + 1
+
+
+def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
+    total = count_tickets(db, CLOSED)
+    end = max(0, total - limit) if limit else 0
+    for highest in range(total, end, -MAX_PER_PAGE):
+        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
+
+
+def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
+    """Return the tickets of a part of a list as the API shows them."""
+    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
+    return tickets
+
+
 def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
     """Return a part of the open tickets, oldest first."""
     with snapshot(db):
@@ -2646,6 +2720,41 @@ def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
     }
 
 
+def desk_overview(db: sqlite3.Connection, now: int) -> dict[str, Any]:
+    """Return `desk_stats` and what a person asks next; ages are in seconds. It costs the same however large the desk is."""
+    hour_ago = format_time(now - HOUR * MICROSECONDS)
+    with snapshot(db):
+        stats, oldest, closed_at = desk_stats(db), list_oldest_open_tickets(db, 1), find_last_closed_at(db)
+        closed = stats["total_tickets"] - stats["total_unprocessed_tickets"]
+        opened_last_hour = count_since(partial(find_created_at, db), newest_ticket(db)[0], hour_ago)
+        closed_last_hour = count_since(partial(find_closed_at, db), closed, hour_ago)
+    opened_at = oldest[0]["created_at"] if oldest else None
+    return {
+        **stats,
+        "total_processed_tickets": closed,
+        "oldest_open_id": oldest[0]["id"] if oldest else None,
+        "oldest_open_at": opened_at,
+        "oldest_open_age": seconds_since(opened_at, now),
+        "last_closed_at": closed_at,
+        "last_closed_age": seconds_since(closed_at, now),
+        "opened_last_hour": opened_last_hour,
+        "closed_last_hour": closed_last_hour,
+    }
+
+
+def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> int:
+    """Return how many of the rows numbered from 1 to `last`, each younger than the one before, are from a time or later.
+
+    Some twenty look-ups tell; no row in between is read.
+    """
+    return last - bisect_left(range(1, last + 1), since, key=lambda number: time_of(number) or since)
+
+
+def seconds_since(time_text: str | None, now: int) -> int | None:
+    """Return how many seconds ago a time was; 0 for one to come, None for none."""
+    return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
+
+
 # Series: the desk by the hour or day ---------------------------------------------------------------
 
 
@@ -2687,12 +2796,6 @@ def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
     return None
 
 
-def count_closed_since(db: sqlite3.Connection, since: str) -> int:
-    """Return how many tickets were closed at a time or later: their numbers and times grow together, so some look-ups tell."""
-    total = count_tickets(db, CLOSED)
-    return total - bisect_left(range(1, total + 1), since, key=lambda number: find_closed_at(db, number) or "")
-
-
 def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[str, Any]:
     """Return how many tickets came, were closed and waited in each hour or day, and how long the closed ones had waited.
 
@@ -2702,7 +2805,8 @@ def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[
     since, last = format_second(asked.start)[:13], now // MICROSECONDS // asked.step * asked.step
     with snapshot(db):
         backlog, arrivals, closings = count_tickets(db, OPEN), list_arrivals(db, since), list_closings(db, since)
-        closed_last_hour = count_closed_since(db, format_time(now - HOUR * MICROSECONDS))
+        hour_ago = format_time(now - HOUR * MICROSECONDS)
+        closed_last_hour = count_since(partial(find_closed_at, db), count_tickets(db, CLOSED), hour_ago)
     digits = 13 if asked.step == HOUR else 10  # of a time, that name its bucket
     newest, opened, waits = format_second(last)[:digits], Counter[str](), defaultdict[str, Counter[int]](Counter)
     for hour, tickets in arrivals:
@@ -4975,7 +5079,7 @@ OPTIONS = {
     option.field: option
     for option in (
         Option("--db", "file of the desk; its audit log lies beside it", "PATH", Path),
-        Option("--json", "print one JSON document; of the audit log, one a row"),
+        Option("--json", "print one JSON document; of the audit log and with --watch, one a line"),
         Option("--host", "address to listen on", "HOST", read_text),
         Option("--port", "port to listen on; 0 picks a free one", "PORT", partial(read_number, lowest=0, highest=65_535)),
         Option("--rate", "requests a minute for each user; 0 is unlimited", "N", partial(read_number, lowest=0, highest=10**6)),
@@ -5012,6 +5116,14 @@ OPTIONS = {
             partial(read_number, lowest=0, highest=2**63 - 1),
         ),
         Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
+        Option(
+            "--limit",
+            "how many tickets at most; 0 is all",
+            "N",
+            partial(read_number, lowest=0, highest=10**9),
+            name="tickets_limit",
+        ),
+        Option("--watch", "look again every 2 seconds, until Ctrl-C; in place on a terminal, elsewhere when something changed"),
         Option("--name", "what the token is for", "NAME", read_text),
         Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
         Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_text, True),
@@ -5040,9 +5152,54 @@ OPTIONS = {
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports what is wrong in one line."""
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        """Make the parser; from Python 3.14 on it would colour its help by rules of its own."""
+        super().__init__(*args, **more)
+        self.color = False
+
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError for `main` to print."""
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Suggest a command for one that there is not, where argparse would list them all; no option of ours has choices."""
+        if action.choices is None or value in action.choices:
+            return
+        above = self.prog.partition(" ")[2]
+        meant = [f"{above} {name}".strip() for name in closest(value, action.choices)]
+        meant = meant or [command.words for command in COMMANDS if command.words.endswith(f" {value}")]
+        place = f" of {above}" if above else ""
+        self.error(f"{value!r} is no command{place}{did_you_mean(meant)}")
+
+
+def closest(text: str, known: Iterable[str]) -> list[str]:
+    """Return what a mistyped text probably stands for, as a list of one, or of none."""
+    import difflib  # only where something was mistyped
+
+    return difflib.get_close_matches(text, list(known), 1)
+
+
+def did_you_mean(meant: Sequence[str]) -> str:
+    """Return the question that goes with a mistyped text; nothing when there is no idea."""
+    return f"; did you mean {' or '.join(f'`{text}`' for text in meant)}?" if meant else ""
+
+
+def check_flags(argv: Sequence[str]) -> None:
+    """Refuse an option that a command does not have, before argparse takes its value for something else."""
+    first = argv[0].partition("=")[0] if argv else ""
+    if any(option.flag == first for option in OPTIONS.values()):
+        raise UsageError(f"{first} stands after the command, as in: ticketapi COMMAND {first} (see ticketapi --help)")
+    commands = [command for command in COMMANDS if command.words.partition(" ")[0] == first]
+    exact = [command for command in commands if command.words == " ".join(argv[:2])]
+    words = exact[0].words if exact else first
+    known = {OPTIONS[name].flag for command in exact or commands for name in command.options}
+    for argument in argv[1:] if commands and not {"-h", "--help"} & set(argv) else ():
+        flag = argument.partition("=")[0]
+        if flag == "--":
+            return
+        if flag.startswith("--") and flag not in known and " " not in argument:  # what has a blank is a value
+            meant = [f"--{name}" for name in closest(flag[2:], [each[2:] for each in known])]
+            raise UsageError(f"{words} has no option {flag}{did_you_mean(meant)} (see ticketapi {words} --help)")
 
 
 def show_default(option: Option) -> str:
@@ -5186,6 +5343,140 @@ def program_call(settings: Settings, words: str) -> str:
     return f"{name} {words}{path}"
 
 
+# What a terminal gets: colours, columns, wrapped text ----------------------------------------------
+
+STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # SGR parameters of ECMA-48
+MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
+
+
+def is_smart_terminal() -> bool:
+    """Tell whether standard output is a terminal that knows escape sequences."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def painter() -> Callable[[str, str], str]:
+    """Return what gives a text a style, or leaves it alone: where no terminal reads it and with NO_COLOR (no-color.org)."""
+    if os.environ.get("NO_COLOR") or not is_smart_terminal():
+        return lambda text, style: text
+    return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[m" if text and style else text
+
+
+def printable(value: Any) -> str:
+    """Return a value as a text that a terminal only shows, of characters that standard output can write; None is a dash."""
+    text, encoding = "-" if value is None else escape(str(value)), sys.stdout.encoding or "utf-8"
+    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def short_time(text: str | None) -> str | None:
+    """Return a time of the API to the second."""
+    return f"{text[:19]}Z" if text else None
+
+
+def char_columns(char: str) -> int:
+    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def text_columns(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes."""
+    return len(text) if text.isascii() else sum(map(char_columns, text))
+
+
+def fit_text(text: str, width: int, mark: str = "…") -> str:
+    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
+    if text_columns(text) <= width:
+        return text
+    ends = list(accumulate(map(char_columns, text)))
+    return text[: bisect_right(ends, width - 1)].rstrip() + mark
+
+
+def wrap_text(text: str, width: int) -> list[str]:
+    """Break a printable text into lines of so many columns at most, between words where that can be."""
+    if text_columns(text) <= width:
+        return [text]
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if text_columns(joined) <= width:
+            line = joined
+            continue
+        lines += [line] if line else []
+        while text_columns(word) > width:
+            end = max(1, bisect_right(list(accumulate(map(char_columns, word))), width))
+            lines.append(word[:end])
+            word = word[end:]
+        line = word
+    return [*lines, line]
+
+
+class Table:
+    """Prints rows as columns under titles, page by page; on a terminal none is longer than a line of it."""
+
+    def __init__(self, titles: Sequence[str], style: Callable[[int, str], str] = lambda column, text: "") -> None:
+        """Begin with columns as wide as their titles, which values widen; `style` gives the style of a text in a column."""
+        self.titles, self.style = titles, style
+        self.widths = list(map(len, titles))
+        self.terminal, self.paint = sys.stdout.isatty(), painter()
+        self.mark = "…" if printable("…") == "…" else "~"
+        self._begun = False
+
+    def show(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Print some rows, the first time with titles."""
+        lines = [list(map(printable, row)) for row in rows]
+        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
+        self.widths = list(map(max, self.widths, widest))
+        if not self._begun:
+            print(self._line(self.titles, lambda column, text: "bold"))
+        self._begun = True
+        for line in lines:
+            print(self._line(line, self.style))
+
+    def _line(self, cells: Sequence[str], style: Callable[[int, str], str]) -> str:
+        """Return one line, cut where a terminal ends and coloured after that."""
+        shown = [*cells]
+        if self.terminal:
+            shown[:-1] = [fit_text(text, width, self.mark) for text, width in zip(cells[:-1], self.widths, strict=False)]
+        padded = [text + " " * (width - text_columns(text)) for text, width in zip(shown[:-1], self.widths, strict=False)]
+        line = "  ".join((*padded, shown[-1])).rstrip()
+        if not self.terminal:
+            return line
+        line = fit_text(line, shutil.get_terminal_size().columns, self.mark)
+        starts = list(accumulate((len(text) + 2 for text in padded), initial=0))
+        for column, start in reversed(list(enumerate(starts))):  # from the end, so that the places before it stay
+            end = start + len(shown[column])
+            line = line[:start] + self.paint(line[start:end], style(column, cells[column])) + line[end:]
+        return line
+
+
+class Field(NamedTuple):
+    """A line of what is said of one thing."""
+
+    label: str
+    value: str | int | None
+    style: str = ""
+
+
+def field_lines(fields: Sequence[Field]) -> list[str]:
+    """Return fields below each other; on a terminal what does not fit a line goes on below itself."""
+    paint, indent = painter(), max(len(field.label) for field in fields) + 2
+    lines = []
+    for label, value, style in fields:
+        first, *rest = wrap_for_terminal(printable(value), indent)
+        lines.append(paint(label, "bold") + " " * (indent - len(label)) + paint(first, style))
+        lines += [" " * indent + paint(line, style) for line in rest]
+    return lines
+
+
+def wrap_for_terminal(text: str, indent: int = 0) -> list[str]:
+    """Return the lines of a printable text: several on a terminal that is too narrow for it, one elsewhere."""
+    return wrap_text(text, max(1, shutil.get_terminal_size().columns - indent)) if sys.stdout.isatty() else [text]
+
+
+# The commands ------------------------------------------------------------------------------------
+
+
 def command_generate(settings: Settings) -> int:
     """Add tickets now, or a history of them."""
     if settings.count < 1:
@@ -5226,6 +5517,168 @@ def command_process(settings: Settings) -> int:
     return 0
 
 
+def open_desk(settings: Settings) -> sqlite3.Connection:
+    """Open the desk to read its tickets; nothing is created or upgraded. Raises TicketApiError where there is none."""
+    with explained(settings.db):
+        db = open_tickets_reader(settings.db)
+    if db is None:
+        fix = f"--db names its file, and this makes one: {program_call(settings, 'generate --count 50')}"
+        raise TicketApiError(f"there is no desk at {settings.db}; {fix}")
+    return db
+
+
+def command_tickets(settings: Settings, which: str | int) -> int:
+    """List the open or the closed tickets, or show the one with an id."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        if isinstance(which, int):
+            print_ticket(settings, find_ticket(db, which), which)
+        else:
+            list_tickets(settings, db, OPEN if which == "open" else CLOSED)
+    return 0
+
+
+def list_tickets(settings: Settings, db: sqlite3.Connection, status: int) -> None:
+    """Print the first tickets of a list; on a terminal tell how many more there are."""
+    pages = (walk_open_tickets if status == OPEN else walk_closed_tickets)(db, settings.tickets_limit)
+    if settings.json:
+        print_json_array(pages)
+        return
+    shown, total = print_tickets(pages, status), count_tickets(db, status)
+    if not shown:
+        print(f"No {'open' if status == OPEN else 'closed'} tickets")
+    elif shown < total and sys.stdout.isatty():
+        hint(f"{total - shown:,} more; --limit 0 shows all")
+
+
+def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
+    """Print a JSON array page by page, as `print_json` would print it whole."""
+    separator = "["
+    for record in (record for page in pages for record in page):
+        text = json.dumps(record, indent=2).replace("\n", "\n  ")
+        print(f"{separator}\n  {text}", end="")
+        separator = ","
+    print("[]" if separator == "[" else "\n]")
+
+
+TICKET_STYLES = {"Open": "yellow", "Closed": "green"}
+
+
+def print_tickets(pages: Iterable[Sequence[Mapping[str, Any]]], status: int) -> int:
+    """Print tickets as columns, page by page; return how many. A closed ticket was updated last when it was closed."""
+    title, name = ("CREATED", "created_at") if status == OPEN else ("CLOSED", "updated_at")
+    styles = ("", TICKET_STYLES["Open" if status == OPEN else "Closed"], "dim", "", "")
+    table, shown = Table(("ID", "STATUS", title, "CUSTOMER", "SUBJECT"), lambda column, text: styles[column]), 0
+    for page in pages:
+        table.show([(one["id"], one["status"], short_time(one[name]), one["user"]["name"], one["subject"]) for one in page])
+        shown += len(page)
+    return shown
+
+
+def print_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
+    """Print all there is to know of one ticket, its text wrapped on a terminal. Raises NotFound."""
+    if found is None:
+        raise NotFound(f"no ticket has the id {ticket_id}; `tickets open` and `tickets closed` show those there are")
+    ticket = json.loads(found.decode(errors="replace"))
+    if settings.json:
+        print_json(ticket)
+        return
+    user, is_open = ticket["user"], ticket["status_id"] == OPEN
+    closed = [] if is_open else [Field("Closed", ticket["updated_at"])]
+    fields = [
+        Field("Ticket", ticket["id"]),
+        Field("Subject", ticket["subject"]),
+        Field("Status", ticket["status"], TICKET_STYLES[ticket["status"]]),
+        Field("Created", ticket["created_at"]),
+        *closed,
+        Field("Customer", f"{user['name']} <{user['email']}>, id {user['id']}"),
+    ]
+    print(*field_lines(fields), "", sep="\n")
+    for paragraph in ticket["content"].splitlines():
+        print(*wrap_for_terminal(printable(paragraph)), sep="\n")
+
+
+def command_stats(settings: Settings) -> int:
+    """Show how the desk stands, once or until Ctrl-C."""
+    if settings.watch:
+        watch_desk(settings)
+    elif settings.json:
+        print_json(read_overview(settings))
+    else:
+        print(*overview_lines(read_overview(settings)), sep="\n")
+    return 0
+
+
+def read_overview(settings: Settings) -> dict[str, Any]:
+    """Return the figures of the desk at this moment; it is opened anew, as it may have been restored since the last time."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        return desk_overview(db, wall_microseconds())
+
+
+def show_age(seconds: int) -> str:
+    """Write how long something took in its largest unit and the next: `2d 4h`, `5m 10s`, `0s`."""
+    parts: list[tuple[int, str]] = []
+    for unit, size in DURATION_UNITS:
+        number, seconds = divmod(seconds, size)
+        parts += [(number, unit)] if number or parts else []
+    return " ".join(f"{number}{unit}" for number, unit in parts[:2] if number) or "0s"
+
+
+def overview_lines(overview: Mapping[str, Any]) -> list[str]:
+    """Return the figures of the desk for people."""
+    counts = [f"{overview[f'total_{name}tickets']:,}" for name in ("unprocessed_", "processed_", "")]
+    waiting, closed, total = (count.rjust(max(map(len, counts))) for count in counts)
+    oldest = last = top = None
+    if overview["oldest_open_at"]:
+        age = show_age(overview["oldest_open_age"])
+        oldest = f"ticket {overview['oldest_open_id']}, for {age}, since {short_time(overview['oldest_open_at'])}"
+    if overview["last_closed_at"]:
+        last = f"{show_age(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
+    if user := overview["top_user"]:
+        top = f"{user['name']} <{user['email']}>, {plural(user['tickets_count'], 'ticket')}"
+    return field_lines(
+        [
+            Field("Open", waiting, TICKET_STYLES["Open"]),
+            Field("Closed", closed, TICKET_STYLES["Closed"]),
+            Field("Total", total),
+            Field("Oldest open", oldest),
+            Field("Last closed", last),
+            Field("Last hour", f"{overview['opened_last_hour']:,} arrived, {overview['closed_last_hour']:,} closed"),
+            Field("Top customer", top),
+        ]
+    )
+
+
+def watch_desk(settings: Settings) -> None:
+    """Show the desk again and again until Ctrl-C: in place on a terminal, elsewhere each time that it has changed."""
+    in_place = is_smart_terminal() and not settings.json
+    if in_place:  # what the terminal shows moves up, where it can be read again
+        print("\n" * shutil.get_terminal_size().lines, end="")
+    shown: dict[str, Any] = {}
+    with suppress(KeyboardInterrupt):
+        while True:
+            overview = read_overview(settings)
+            facts = {name: value for name, value in overview.items() if not name.endswith("_age")}
+            if in_place:
+                draw_overview(settings, overview)
+            elif facts != shown:
+                print(json.dumps(overview) if settings.json else "\n".join([*overview_lines(overview), ""]))
+            shown = facts
+            wait_for_more(WATCH_SECONDS)
+    if in_place:
+        print("\r\x1b[K", end="")  # takes away the ^C of the terminal
+
+
+def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
+    """Write the figures over those before them, in one piece, so that nothing flickers; the cursor ends below them.
+
+    It is never hidden, so that whatever ends this program leaves it as it was.
+    """
+    columns, rows = shutil.get_terminal_size()
+    title = printable(f"{settings.db.name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
+    lines = [painter()(wrap_text(title, columns)[0], "dim"), "", *overview_lines(overview)]
+    print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
+
+
 def command_token_create(settings: Settings) -> int:
     """Make a token; its secret is printed once."""
     with closing(open_database(settings.db, "desk")) as db:
@@ -5246,19 +5699,16 @@ def command_token_list(settings: Settings) -> int:
     if settings.json:
         print_json(tokens)
     elif tokens:
-        print_table([{**token, "abilities": ",".join(token["abilities"])} for token in tokens])
+        Table([name.upper() for name in tokens[0]]).show(list(map(token_cells, tokens)))
     else:
         print("No tokens")
     return 0
 
 
-def print_table(records: Sequence[Mapping[str, Any]]) -> None:
-    """Print records as columns, wide enough for the longest value."""
-    lines = [[name.upper() for name in records[0]]]
-    lines += [["-" if value is None else str(value) for value in record.values()] for record in records]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+def token_cells(token: Mapping[str, Any]) -> list[Any]:
+    """Return what the table shows of a token."""
+    texts = {name: short_time(value) for name, value in token.items() if name.endswith("_at")}
+    return list({**token, "abilities": ",".join(token["abilities"]), **texts}.values())
 
 
 def command_token_revoke(settings: Settings, token_id: int) -> int:
@@ -5286,7 +5736,7 @@ def command_token_prune(settings: Settings) -> int:
 def command_audit(settings: Settings) -> int:
     """Show the audit log, newest first; with --follow oldest first and on and on."""
     wanted = audit_filter(settings, wall_microseconds())
-    show = print_json_lines if settings.json else AuditTable().show
+    show = print_json_lines if settings.json else audit_table()
     if settings.follow:
         with suppress(KeyboardInterrupt):
             follow_log(settings, wanted, show)
@@ -5337,26 +5787,26 @@ def follow_log(settings: Settings, wanted: AuditFilter, show: Callable[[Sequence
     if db is None:
         hint(f"Waiting for {settings.audit_db}, which `serve` makes")
     while db is None:
-        wait_for_more()
+        wait_for_more(FOLLOW_SECONDS)
         db = open_log(settings)
     with closing(db), explained(settings.audit_db):
         for page in follow_audits(db, wanted, settings.audit_limit):
             if page:
                 show(page)
             else:
-                wait_for_more()
+                wait_for_more(FOLLOW_SECONDS)
 
 
-def wait_for_more() -> None:
-    """Send what was printed and wait for a moment, but no longer than somebody reads it: raises BrokenPipeError."""
+def wait_for_more(seconds: float) -> None:
+    """Send what was printed and wait so many seconds, but no longer than somebody reads it: raises BrokenPipeError."""
     sys.stdout.flush()
     output = sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(output).st_mode):
-        time.sleep(FOLLOW_SECONDS)
+        time.sleep(seconds)
         return
     poll = select.poll()
     poll.register(output, 0)  # for POLLERR and POLLHUP, which come unasked
-    if poll.poll(FOLLOW_SECONDS * 1000):
+    if poll.poll(seconds * 1000):
         raise BrokenPipeError
 
 
@@ -5366,65 +5816,20 @@ def print_json_lines(rows: Sequence[sqlite3.Row]) -> None:
         print(json.dumps(audit_resource(row)))
 
 
-AUDIT_COLUMNS = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
-MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
+def audit_table() -> Callable[[Sequence[sqlite3.Row]], None]:
+    """Return what prints rows of the audit log as columns, page by page."""
+    titles = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
+    table = Table(titles, lambda column, text: STATUS_STYLES.get(text[:1], "") if column == 1 else "")
+    return lambda rows: table.show(list(map(audit_cells, rows)))
 
 
-class AuditTable:
-    """Prints rows of the audit log as columns, page by page; on a terminal none is longer than a line of it."""
-
-    def __init__(self) -> None:
-        """Begin with columns as wide as their titles; values widen them."""
-        self.widths = [0] * len(AUDIT_COLUMNS)
-
-    def show(self, rows: Sequence[sqlite3.Row]) -> None:
-        """Print some rows, the first time with titles."""
-        lines = [audit_cells(row) for row in rows]
-        if not any(self.widths):
-            lines.insert(0, list(AUDIT_COLUMNS))
-        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
-        self.widths = list(map(max, self.widths, widest))
-        for line in lines:
-            self._print(line)
-
-    def _print(self, cells: Sequence[str]) -> None:
-        """Print one line, cut where a terminal ends."""
-        *cells, agent = cells
-        terminal = sys.stdout.isatty()
-        fitted = [fit_text(text, width) if terminal else text for text, width in zip(cells, self.widths, strict=False)]
-        padded = [text + " " * (width - text_columns(text)) for text, width in zip(fitted, self.widths, strict=False)]
-        line = "  ".join((*padded, agent))
-        if terminal:
-            line = fit_text(line, shutil.get_terminal_size().columns)
-        encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "backslashreplace").decode(encoding))
+STATUS_STYLES = {"4": "yellow", "5": "red"}
 
 
-def audit_cells(row: sqlite3.Row) -> list[str]:
-    """Return what the table shows of a row, safe for a terminal."""
+def audit_cells(row: sqlite3.Row) -> list[Any]:
+    """Return what the table shows of a row."""
     names = ("status_code", "method", "path", "user_id", "token_id", "ip_address", "duration_ms", "user_agent")
-    values = [row["created_at"][:19] + "Z", *(row[name] for name in names)]
-    return ["-" if value is None else escape(str(value)) for value in values]
-
-
-def char_columns(char: str) -> int:
-    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
-    if unicodedata.category(char) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def text_columns(text: str) -> int:
-    """Return how many columns of a terminal a printable text takes."""
-    return len(text) if text.isascii() else sum(map(char_columns, text))
-
-
-def fit_text(text: str, width: int) -> str:
-    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
-    if text_columns(text) <= width:
-        return text
-    ends = list(accumulate(map(char_columns, text)))
-    return text[: bisect_right(ends, width - 1)].rstrip() + "…"
+    return [short_time(row["created_at"]), *(row[name] for name in names)]
 
 
 def command_audit_prune(settings: Settings) -> int:
@@ -5457,6 +5862,9 @@ def prune_log(db: sqlite3.Connection, before: str) -> int:
     return pruned
 
 
+LEVEL_STYLES = {OK: "", NOTE: "yellow", WRONG: "red"}
+
+
 def command_check(settings: Settings) -> int:
     """Check everything, after a repair if asked for; 1 when anything is wrong."""
     findings = check_everything(settings)
@@ -5466,8 +5874,9 @@ def command_check(settings: Settings) -> int:
     if settings.json:
         print_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
         return 0 if sound else 1
+    paint = painter()
     for level, file, check, detail in findings:
-        print(one_line(f"{level:5}  {': '.join(filter(None, (file, check, detail)))}"))
+        print(paint(f"{level:5}", LEVEL_STYLES[level]) + one_line(f"  {': '.join(filter(None, (file, check, detail)))}"))
     return 0 if sound else 1
 
 
@@ -5639,6 +6048,12 @@ class Command(NamedTuple):
 SERVE_OPTIONS = (
     "db host port rate threads no_scheduler generate_every process_every audit_keep cors_origin trusted_proxy log_level demo"
 )
+GROUPS = (
+    ("Run it", ("serve",)),
+    ("Tickets", ("generate", "process", "tickets", "stats")),
+    ("Access", ("token",)),
+    ("Look after it", ("audit", "check", "backup")),
+)  # of commands, by their first words
 AUDIT_OPTIONS = "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json"
 COMMANDS = (
     Command(
@@ -5661,6 +6076,20 @@ COMMANDS = (
         "close the oldest open tickets",
         ("db", "count", "json"),
         ("process", "process --count 100 --json"),
+    ),
+    Command(
+        "tickets",
+        command_tickets,
+        "list the open or the closed tickets, or show one",
+        ("db", "tickets_limit", "json"),
+        ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
+    ),
+    Command(
+        "stats",
+        command_stats,
+        "show how many tickets wait, for how long, and who wrote most",
+        ("db", "watch", "json"),
+        ("stats", "stats --watch", "stats --json"),
     ),
     Command(
         "token create",
@@ -5729,19 +6158,46 @@ def read_token_id(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def read_which(text: str) -> str | int:
+    """Read which tickets are meant, as an argument: `open`, `closed`, or the id of one."""
+    if text in ("open", "closed"):
+        return text
+    if whole_number(text) is not None:
+        return read_token_id(text)
+    meant = did_you_mean(closest(text, ("open", "closed")))
+    raise argparse.ArgumentTypeError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
+
+
+def list_commands() -> str:
+    """Return the commands with what they do, in groups."""
+    width, indent = max(40, shutil.get_terminal_size().columns - 2), max(len(command.words) for command in COMMANDS) + 4
+    lines = []
+    for title, firsts in GROUPS:
+        lines += ["", f"{title}:"]
+        for command in COMMANDS:
+            if command.words.partition(" ")[0] in firsts:
+                start = f"  {command.words}".ljust(indent)
+                lines += textwrap.wrap(command.help, width, initial_indent=start, subsequent_indent=" " * indent)
+    return "\n".join(lines)
+
+
 def build_parser() -> Parser:
-    """Return the parser of the whole command line."""
+    """Return the parser of the whole command line; where a word is missing, `parser` tells whose help will do."""
     parser = Parser(
         prog="ticketapi",
-        description="A live support desk behind an API, in one file.",
-        epilog=example_text(("serve --demo", "generate --count 50", "token create")),
+        usage="ticketapi COMMAND [options]",
+        description=f"A live support desk behind an API, in one file.\n{list_commands()}",
+        epilog=example_text(("serve --demo", "stats --watch", "token create"))
+        + "\n\nticketapi COMMAND --help tells all of one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ticketapi {__version__}")
-    words = parser.add_subparsers(metavar="COMMAND", required=True)
-    token = words.add_parser("token", help="create, list, revoke and prune tokens", description="Manage tokens.")
-    groups: dict[str, Any] = {"token": token.add_subparsers(metavar="COMMAND", required=True)}
+    parser.set_defaults(parser=parser)
+    words = parser.add_subparsers(prog="ticketapi", metavar="COMMAND", help=argparse.SUPPRESS)
+    token = words.add_parser("token", description="Create, list, revoke and prune tokens.", allow_abbrev=False)
+    token.set_defaults(parser=token)
+    groups: dict[str, Any] = {"token": token.add_subparsers(metavar="COMMAND", title="commands")}
     for command in COMMANDS:
         first, _, second = command.words.partition(" ")
         made = add_command((groups[first] if second else words).add_parser, second or first, command)
@@ -5763,6 +6219,9 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
     )
     if command.words == "token revoke":
         parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
+    if command.words == "tickets":
+        text = "open (oldest first, the default), closed (most recently closed first), or a ticket's id"
+        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=read_which, help=text)
     if command.words == "backup":
         parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
     add_options(parser, command.options)
@@ -5783,12 +6242,18 @@ def discard_output() -> None:
 
 def run_command(argv: Sequence[str] | None) -> int:
     """Run one command and return its exit code; what SQLite reports becomes a TicketApiError."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's stderr: no text is worth a traceback
     try:
+        check_flags(sys.argv[1:] if argv is None else argv)
         args = build_parser().parse_args(argv)
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
+    if "run" not in args:
+        print(args.parser.format_help(), end="", file=sys.stderr)
+        return UsageError.exit_code
     settings = resolve_settings(args, os.environ)
-    more = {name: getattr(args, name) for name in ("token_id", "destination") if hasattr(args, name)}
+    more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
     try:
         return int(args.run(settings, **more))
     except SQLITE_FAILURES as error:

@@ -342,12 +342,12 @@ def test_a_text_that_is_no_utf_8_is_shown(run, log, path):
 
 
 def environment(measured=True, **more):
-    """Return the environment of a command, without variables for it.
+    """Return the environment of a command, without variables for it and without colours.
 
     One that is to be interrupted is not measured: coverage locks up when that hits it at the wrong moment.
     """
     unwanted = ("TICKETAPI", "COLUMNS", *(() if measured else ("COVERAGE",)))
-    return {**{name: value for name, value in os.environ.items() if not name.startswith(unwanted)}, **more}
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(unwanted)}, "NO_COLOR": "1", **more}
 
 
 def test_a_terminal_that_cannot_write_a_character_gets_its_number(log, tmp_path):
@@ -584,7 +584,7 @@ def test_waiting_for_more_ends_after_a_moment_where_output_is_a_file(tmp_path, m
     with open(tmp_path / "out", "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         out.write("row")
-        ticketapi.wait_for_more()
+        ticketapi.wait_for_more(0.01)
         assert (tmp_path / "out").read_text() == "row"
 
 

@@ -111,6 +111,10 @@ def run_commands(path):
         "token prune",
         "process --json",
         "check",
+        "tickets --limit 300",
+        "tickets closed",
+        "tickets 1",
+        "stats",
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         for command in commands:
@@ -253,6 +257,8 @@ def test_what_is_allowed_is_allowed_to_a_query_that_there_is(ran):
         ("find_ticket", "INTEGER PRIMARY KEY (rowid=?)"),
         ("find_closed_at", "tickets_closed (closed_number=?)"),
         ("find_open_ticket_before", "tickets_open (id<?)"),
+        ("find_created_at", "INTEGER PRIMARY KEY (rowid=?)"),
+        ("find_closed_at", "tickets_closed (closed_number=?)"),
         ("find_top_user", "users_by_tickets_count (tickets_count>?)"),
         ("list_audits", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
         ("list_audits_back", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
@@ -305,6 +311,9 @@ def steps_of(db, function, *arguments):
         ("list_closed_tickets", (1, 50)),
         ("list_user_tickets", (1, 3, 1)),
         ("count_tickets", (2,)),
+        ("find_ticket", (7,)),
+        ("find_created_at", (7,)),
+        ("find_closed_at", (7,)),
     ],
 )
 def test_a_query_takes_the_same_steps_on_a_desk_ten_times_as_large(desks, name, arguments):

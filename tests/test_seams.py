@@ -224,7 +224,7 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
         for room, owner, node in calls(r".*\.execute(many|script)?")
         if not is_plain_sql(node.args[0])
     ]
-    assert odd == [(2, "connect_reader", "statement"), (2, "create_schema", "statement")]
+    assert odd == [(2, "add_views", "statement"), (2, "create_schema", "statement")]
     filled = {room for room, _, node in calls(r".*\.execute(many)?") if isinstance(node.args[0], ast.JoinedStr)}
     assert filled <= {2}
 
