@@ -609,12 +609,8 @@ def connect_log_reader(path: Path) -> sqlite3.Connection:
     Not `open_read_only`: it reads the header of the file, and closing that would end the locks of the connection that writes.
     """
     db = connect(path, wait_ms=0)
-    try:
-        db.text_factory = partial(str, encoding="utf-8", errors="replace")
-        db.execute("PRAGMA query_only = ON")
-    except BaseException:
-        db.close()
-        raise
+    db.text_factory = partial(str, encoding="utf-8", errors="replace")
+    db.execute("PRAGMA query_only = ON")
     return db
 
 
