@@ -634,12 +634,8 @@ def connect_log_reader(path: Path) -> sqlite3.Connection:
     Not `open_read_only`: it reads the header of the file, and closing that would end the locks of the connection that writes.
     """
     db = connect(path, wait_ms=0)
-    try:
-        db.text_factory = partial(str, encoding="utf-8", errors="replace")
-        db.execute("PRAGMA query_only = ON")
-    except BaseException:
-        db.close()
-        raise
+    db.text_factory = partial(str, encoding="utf-8", errors="replace")
+    db.execute("PRAGMA query_only = ON")
     return db
 
 
@@ -2416,9 +2412,8 @@ class TokenBucket:
         refill = self.size / MINUTE
         with self._lock:
             buckets = list(self._buckets.items())
-        remaining = ((key, int(min(self.size, left + (now - since) * refill) + 1e-9)) for key, (left, since) in buckets)
-        low = heapq.nsmallest(count, remaining, key=lambda bucket: bucket[1])
-        return [(key, left) for key, left in low if left < self.size]
+        filled: list[tuple[float, Any]] = [(left + (now - since) * refill + 1e-9, key) for key, (left, since) in buckets]
+        return [(key, int(left)) for left, key in heapq.nsmallest(count, filled) if left < self.size]
 
 
 def address_key(address: str) -> str:
@@ -3413,6 +3408,13 @@ def make_audit_filter(
     return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", format_time(since) if since else "")
 
 
+def read_part(text: str) -> str:
+    """Read a part of a path."""
+    if len(text) > 255:
+        raise ValueError("it is too long")
+    return text
+
+
 class AuditRequest(NamedTuple):
     """Which part of the audit log is asked for."""
 
@@ -3429,9 +3431,10 @@ def parse_audit_request(url: str, query: Mapping[str, str], now: int) -> AuditRe
         "user": (read_user, "a user's id or e-mail address"),
         "token": (read_id, "the id of a token"),
         "status": (read_status, "an HTTP status such as 404, or 4xx"),
-        "path": (read_text, "a text of at most 255 printable characters"),
+        "path": (read_part, "a text of at most 255 characters"),
         "since": (partial(read_moment, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
     }
+    query = {name: text.strip() for name, text in query.items()}  # as Laravel does
     errors: dict[str, list[str]] = {}
     filters: dict[str, Any] = {}
     for name, (read, wanted) in readers.items():

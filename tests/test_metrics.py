@@ -334,6 +334,7 @@ def test_a_server_is_open_to_this_machine_but_not_by_way_of_a_proxy(serve, argum
         assert served.get("/metrics", headers={name: value}).status == 401, name
     assert served.get("/metrics?Via:=1").status == 200
     assert served.get("/metrics", headers={"Forwarded-By": "a", "Referer": "http://a/\tvia: b"}).status == 200
+    assert served.stop()[0] == 0
 
 
 def test_a_server_counts_what_its_parser_refuses_and_what_it_answers(serve, tmp_path):
