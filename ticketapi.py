@@ -128,7 +128,7 @@ BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, 
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
 MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
-READ_TICKETS = "read:tickets"
+READ_TICKETS, READ_AUDITS, READ_METRICS = "read:tickets", "read:audits", "read:metrics"
 
 FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
@@ -148,11 +148,16 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
 AUDIT_PAGE = 200  # rows of the log in memory at a time, 9 KB each at most
 AUDIT_SPAN = 10_000  # ids that one statement reads through: 1 to 2 ms, 50 ms where every row is as large as can be
+AUDIT_SPANS = 5  # of those that one request reads through
 AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every row is as large as can be
 AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
 AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
 FOLLOW_SECONDS = 0.5  # between two looks for new rows
+TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
+DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
+HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
+PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
 REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
@@ -280,10 +285,20 @@ def format_time(moment: int) -> str:
     return f"{format_second(seconds)}.{fraction:06d}Z"
 
 
+@lru_cache(maxsize=4096)
+def parse_day(text: str) -> int:
+    """Return the seconds since 1970 of the start of a day such as `2025-12-04`."""
+    return timegm(time.strptime(text, "%Y-%m-%d"))
+
+
+def parse_second(text: str) -> int:
+    """Return the whole seconds since 1970 of a time that `format_time` wrote."""
+    return parse_day(text[:10]) + int(text[11:13]) * HOUR + int(text[14:16]) * MINUTE + int(text[17:19])
+
+
 def parse_time(text: str) -> int:
     """Return the microseconds since 1970 of a time that `format_time` wrote."""
-    seconds = timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
-    return seconds * MICROSECONDS + int(text[20:26])
+    return parse_second(text) * MICROSECONDS + int(text[20:26])
 
 
 def escape(text: str) -> str:
@@ -291,6 +306,89 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+# What people write: each raises ValueError, with a text that says what to write -------------------
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
+    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
+    if not match:
+        return None
+    sign, digits = match[1], match[2].lstrip("0") or "0"
+    number = int(digits) if len(digits) <= 19 else 10**19
+    return -number if sign == "-" else number
+
+
+def read_number(text: str, lowest: int, highest: int) -> int:
+    """Read a whole number within bounds."""
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(f"{text!r} is not a whole number")
+    if not lowest <= number <= highest:
+        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
+    return number
+
+
+DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
+
+
+def read_duration(text: str) -> int:
+    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
+    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
+    if text != "0" and not match:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
+    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
+    if seconds > 36_500 * DAY:
+        raise ValueError(f"{text!r} is too long; the longest is 36500d")
+    return seconds
+
+
+def read_email(text: str) -> str:
+    """Read an address; it is kept in lower case."""
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not an e-mail address")
+    return text.lower()
+
+
+def read_text(text: str) -> str:
+    """Read a text that is not empty and fits a line."""
+    if not text.strip() or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
+    return text
+
+
+def read_id(text: str) -> int:
+    """Read the id of a row."""
+    return read_number(text, 1, 2**63 - 1)
+
+
+def read_user(text: str) -> int | str:
+    """Read a user's id or e-mail address."""
+    if whole_number(text) is not None:
+        return read_id(text)
+    try:
+        return read_email(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
+
+
+def read_status(text: str) -> range:
+    """Read an HTTP status, or a class of them such as `4xx`."""
+    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
+    if not match:
+        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
+    first = int(match[1]) * 100
+    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
+
+
+def read_moment(text: str, now: int) -> int:
+    """Read a duration until now, such as `24h`, or a UTC time, such as `2025-12-04T11:30:16Z`, as microseconds since 1970."""
+    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})(?:\.([0-9]{1,6}))?Z", text)
+    if match:
+        return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
+    return now - read_duration(text) * MICROSECONDS
 
 
 # ======================================================================================================================
@@ -309,7 +407,7 @@ class Part(NamedTuple):
 
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
-PARTS = {"desk": Part(0x544B5444, 2, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
+PARTS = {"desk": Part(0x544B5444, 3, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
 
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
@@ -870,17 +968,16 @@ def insert_users(db: sqlite3.Connection, users: Iterable[tuple[int, str, str, st
     )
 
 
-def list_tickets_counts(db: sqlite3.Connection, user_ids: Iterable[int]) -> dict[int, int]:
-    """Return how many tickets some users have, by their ids."""
-    rows = db.execute(
+def list_authors(db: sqlite3.Connection, user_ids: Iterable[int]) -> list[sqlite3.Row]:
+    """Return some users, given by their ids."""
+    return db.execute(
         """
-        SELECT id, tickets_count
+        SELECT id, name, email, tickets_count
         FROM users
         WHERE id IN (SELECT value FROM json_each(:user_ids))
         """,
         {"user_ids": json.dumps(list(user_ids))},
-    )
-    return dict(rows.fetchall())
+    ).fetchall()
 
 
 def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
@@ -1053,9 +1150,10 @@ def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -
     db.executemany(
         """
         INSERT INTO tickets (
-            id, user_id, user_number, subject, content, status, created_at, updated_at, closed_at, closed_number
+            id, user_id, user_number, user_name, user_email, subject, content, status, created_at, updated_at, closed_at,
+            closed_number
         )
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         tickets,
     )
@@ -1098,7 +1196,114 @@ def add_ticket_count(db: sqlite3.Connection, status: int, more: int) -> None:
     )
 
 
+# Tickets by the hour -----------------------------------------------------------------------------
+
+
+def add_arrivals(db: sqlite3.Connection, counts: Iterable[tuple[str, int]]) -> None:
+    """Raise the counters of hours, given as (hour, tickets more)."""
+    db.executemany(
+        """
+        INSERT INTO ticket_arrivals (hour, tickets)
+        VALUES (?, ?)
+        ON CONFLICT (hour) DO UPDATE SET tickets = tickets + excluded.tickets
+        """,
+        counts,
+    )
+
+
+def add_closings(db: sqlite3.Connection, counts: Iterable[tuple[str, int, int]]) -> None:
+    """Raise the counters of hours and waits, given as (hour, wait, tickets more)."""
+    db.executemany(
+        """
+        INSERT INTO ticket_closings (hour, wait, tickets)
+        VALUES (?, ?, ?)
+        ON CONFLICT (hour, wait) DO UPDATE SET tickets = tickets + excluded.tickets
+        """,
+        counts,
+    )
+
+
+def list_arrivals(db: sqlite3.Connection, since: str) -> list[tuple[str, int]]:
+    """Return hour and tickets of each hour from one on."""
+    rows = db.execute(
+        """
+        SELECT hour, tickets
+        FROM ticket_arrivals
+        WHERE hour >= :since
+        ORDER BY hour
+        """,
+        {"since": since},
+    )
+    return [tuple(row) for row in rows]
+
+
+def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, int]]:
+    """Return hour, wait and tickets of each hour from one on, the shortest waits of an hour first."""
+    rows = db.execute(
+        """
+        SELECT hour, wait, tickets
+        FROM ticket_closings
+        WHERE hour >= :since
+        ORDER BY hour, wait
+        """,
+        {"since": since},
+    )
+    return [tuple(row) for row in rows]
+
+
 # Counters against rows, for `check` ---------------------------------------------------------------
+
+
+def list_ticket_times(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield created_at and closed_at of every ticket."""
+    return db.execute(
+        """
+        SELECT created_at, closed_at
+        FROM tickets
+        """
+    )
+
+
+def list_misnamed_tickets(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield id and user_id of the tickets that show another name or address than their user has."""
+    return db.execute(
+        """
+        SELECT tickets.id, user_id
+        FROM tickets
+        CROSS JOIN users ON users.id = user_id
+        WHERE user_name <> name OR user_email <> email
+        """
+    )
+
+
+def name_tickets_of(db: sqlite3.Connection, user_ids: Iterable[tuple[int]]) -> None:
+    """Give the tickets of users the name and address that the user has."""
+    db.executemany(
+        """
+        UPDATE tickets
+        SET (user_name, user_email) = (SELECT name, email FROM users WHERE id = user_id)
+        WHERE user_id = ?
+        """,
+        user_ids,
+    )
+
+
+def delete_arrivals(db: sqlite3.Connection) -> None:
+    """Delete the counters of arrivals."""
+    db.execute(
+        """
+        DELETE FROM ticket_arrivals
+        """
+    )
+
+
+def delete_closings(db: sqlite3.Connection) -> None:
+    """Delete the counters of closings."""
+    db.execute(
+        """
+        DELETE FROM ticket_closings
+        """
+    )
 
 
 def count_ticket_rows(db: sqlite3.Connection) -> tuple[int, int]:
@@ -1718,6 +1923,16 @@ def last_closing(db: sqlite3.Connection) -> int:
     return parse_time(closed_at) if closed_at else NEVER
 
 
+def cut_wait(seconds: int) -> int:
+    """Cut a wait in seconds to its first two digits, as the counters by the hour have it: 12,345 is 12,000."""
+    return seconds if seconds < 100 else seconds - seconds % wait_width(seconds)
+
+
+def wait_width(seconds: int) -> int:
+    """Return how many different waits are cut to the same as this one."""
+    return int(10 ** max(0, len(str(seconds)) - 2))
+
+
 def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
     """Bring the pool of customers up to a size."""
     words = load_words()
@@ -1737,19 +1952,26 @@ def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Seque
     composed = [compose_ticket(words, seed, ticket_id) for ticket_id in range(first_id, first_id + len(moments))]
     add_customers(db, seed, customer_pool(first_id + len(moments) - 1), moments[0][0])
     per_user = Counter(user_id for user_id, _, _ in composed)
-    written = list_tickets_counts(db, per_user)
+    authors = {user_id: (written, name, email) for user_id, name, email, written in list_authors(db, per_user)}
     already_closed = closed_number = count_tickets(db, CLOSED)
+    arrivals: Counter[str] = Counter()
+    closings: Counter[tuple[str, int]] = Counter()
     rows: list[tuple[Any, ...]] = []
     for ticket_id, ((user_id, subject, content), (created, closed)) in enumerate(zip(composed, moments, strict=True), first_id):
-        written[user_id] = user_number = written[user_id] + 1
+        written, name, email = authors[user_id]
+        authors[user_id] = (written + 1, name, email)
         created_at = format_time(created)
+        arrivals[created_at[:13]] += 1
         end: tuple[Any, ...] = (OPEN, created_at, created_at, None, None)
         if closed is not None:
             closed_number, closed_at = closed_number + 1, format_time(closed)
+            closings[closed_at[:13], cut_wait(closed // MICROSECONDS - created // MICROSECONDS)] += 1
             end = (CLOSED, created_at, closed_at, closed_at, closed_number)
-        rows.append((ticket_id, user_id, user_number, subject, content, *end))
+        rows.append((ticket_id, user_id, written + 1, name, email, subject, content, *end))
     insert_tickets(db, rows)
     add_user_tickets(db, [(more, user_id) for user_id, more in per_user.items()])
+    add_arrivals(db, arrivals.items())
+    add_closings(db, [(*place, more) for place, more in closings.items()])
     add_ticket_count(db, CLOSED, closed_number - already_closed)
     add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
 
@@ -1778,6 +2000,7 @@ def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
     tickets = list_oldest_open_tickets(db, len(moments))
     closings: list[tuple[str, int, int]] = []
+    waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)
     for number, ((ticket_id, created_at), moment) in enumerate(
         zip(tickets, moments, strict=False), count_tickets(db, CLOSED) + 1
@@ -1788,7 +2011,9 @@ def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
             last = parse_time(created_at) + 1
             closed_at = format_time(last)
         closings.append((closed_at, number, ticket_id))
+        waits[closed_at[:13], cut_wait(last // MICROSECONDS - parse_second(created_at))] += 1
     close_tickets(db, closings)
+    add_closings(db, [(*place, more) for place, more in waits.items()])
     add_ticket_count(db, OPEN, -len(closings))
     add_ticket_count(db, CLOSED, len(closings))
     return [ticket_id for _, _, ticket_id in closings]
@@ -2124,16 +2349,6 @@ quote = json.encoder.encode_basestring_ascii
 def to_json(value: Any) -> bytes:
     """Write a value as compact JSON."""
     return compact(value).encode()
-
-
-def whole_number(text: str) -> int | None:
-    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
-    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
-    if not match:
-        return None
-    sign, digits = match[1], match[2].lstrip("0") or "0"
-    number = int(digits) if len(digits) <= 19 else 10**19
-    return -number if sign == "-" else number
 
 
 def parse_list_request(url: str, query: Mapping[str, str]) -> ListRequest:
@@ -2735,13 +2950,53 @@ def extra_tables(db: sqlite3.Connection, part: str) -> list[str]:
     return [f"{name} is none of ours" for name in list_schema(db).keys() - expected_schema(part).keys()]
 
 
-def users_problem(users: Iterable[Any], text: str) -> list[str]:
-    """Return a text about the first of some users, if there is one, with how many more there are."""
+def first_problem(rows: Iterable[Any], text: str, noun: str) -> list[str]:
+    """Return a text about the first of some rows, if there is one, with how many more there are."""
     first, more = None, -1
-    for user in users:
-        first, more = first or user, more + 1
-    rest = f" (and {more} more user{'s' if more > 1 else ''})" if more > 0 else ""
+    for row in rows:
+        first, more = first or row, more + 1
+    rest = f" (and {more} more {noun}{'s' if more > 1 else ''})" if more > 0 else ""
     return [text.format(*first) + rest] if first else []
+
+
+class HourCounts(NamedTuple):
+    """The counters by the hour: tickets that came, by hour, and those closed, by hour and wait."""
+
+    arrivals: Counter[str]
+    closings: Counter[tuple[str, int]]
+
+
+def count_hours(db: sqlite3.Connection) -> HourCounts:
+    """Return the counters by the hour as they should be, from the rows. Raises TicketApiError for a time that is none."""
+    arrivals: Counter[str] = Counter()
+    closings: Counter[tuple[str, int]] = Counter()
+    for created_at, closed_at in list_ticket_times(db):
+        arrivals[created_at[:13]] += 1
+        if closed_at:
+            try:
+                wait = parse_second(closed_at) - parse_second(created_at)
+            except ValueError as error:
+                raise TicketApiError(f"a ticket has a time that is none: {escape(str(error))}") from error
+            closings[closed_at[:13], cut_wait(max(0, wait))] += 1
+    return HourCounts(arrivals, closings)
+
+
+def read_hours(db: sqlite3.Connection) -> HourCounts:
+    """Return the counters by the hour as they are."""
+    closings = {(hour, wait): tickets for hour, wait, tickets in list_closings(db, "")}
+    return HourCounts(Counter(dict(list_arrivals(db, ""))), Counter(closings))
+
+
+def hour_problems(db: sqlite3.Connection) -> list[str]:
+    """Return how the counters by the hour differ from the rows."""
+    try:
+        wanted = count_hours(db)
+    except TicketApiError as error:
+        return [str(error)]
+    found = read_hours(db)
+    wrong = {hour for hour in wanted.arrivals | found.arrivals if wanted.arrivals[hour] != found.arrivals[hour]}
+    wrong |= {place[0] for place in wanted.closings | found.closings if wanted.closings[place] != found.closings[place]}
+    return first_problem([(hour,) for hour in sorted(wrong)], "the counters of the hour {0} differ from its tickets", "hour")
 
 
 def counter_problems(db: sqlite3.Connection) -> list[str]:
@@ -2751,6 +3006,8 @@ def counter_problems(db: sqlite3.Connection) -> list[str]:
         counters = list_ticket_counts(db)
         closed, highest = find_closed_numbers(db)
         unsound = list(list_unsound_users(db))
+        misnamed = "ticket {0} shows another name or address than user {1} has"
+        more_problems = hour_problems(db) + first_problem(list_misnamed_tickets(db), misnamed, "ticket")
     rows = ((OPEN, "open", waiting), (CLOSED, "closed", total - waiting))
     problems = [
         f"{count} {'ticket is' if count == 1 else 'tickets are'} {word}, the counter says {counters.get(status, 'nothing')}"
@@ -2758,12 +3015,12 @@ def counter_problems(db: sqlite3.Connection) -> list[str]:
         if counters.get(status) != count
     ]
     miscounted = (user for user in unsound if user["tickets_count"] != user["written"])
-    problems += users_problem(miscounted, "user {0} wrote {2}, the counter says {1}")
+    problems += first_problem(miscounted, "user {0} wrote {2}, the counter says {1}", "user")
     sparse = (user for user in unsound if user["highest"] != user["written"])
-    problems += users_problem(sparse, "the tickets of user {0} are numbered up to {3}, there are {2}")
+    problems += first_problem(sparse, "the tickets of user {0} are numbered up to {3}, there are {2}", "user")
     if highest != closed:
         problems.append(f"closed tickets are numbered up to {highest}, there are {closed}")
-    return problems
+    return problems + more_problems
 
 
 def check_file(path: Path, part: str) -> list[Finding]:
@@ -2814,7 +3071,7 @@ def renumber(read: Callable[[int, int], list[sqlite3.Row]], write: Callable[[Ite
 
 
 def rebuild_counters(db: sqlite3.Connection) -> None:
-    """Set the counters to what the rows say and number the lists from 1 without gaps, in the order they have."""
+    """Set the counters and names to what the rows say and number the lists from 1 without gaps, in the order they have."""
     with transaction(db):
         waiting, total = count_ticket_rows(db)
         set_ticket_counts(db, [(OPEN, waiting), (CLOSED, total - waiting)])
@@ -2826,6 +3083,17 @@ def rebuild_counters(db: sqlite3.Connection) -> None:
         closed, highest = find_closed_numbers(db)
         if closed != highest:
             renumber(partial(list_closed_numbers, db), partial(set_closed_numbers, db))
+        rebuild_hours(db)
+        name_tickets_of(db, sorted({(user_id,) for _, user_id in list_misnamed_tickets(db)}))
+
+
+def rebuild_hours(db: sqlite3.Connection) -> None:
+    """Set the counters by the hour to what the rows say."""
+    counts = count_hours(db)
+    delete_arrivals(db)
+    delete_closings(db)
+    add_arrivals(db, counts.arrivals.items())
+    add_closings(db, [(*place, tickets) for place, tickets in counts.closings.items()])
 
 
 def repair_counters(path: Path, findings: Iterable[Finding]) -> Finding:
@@ -3905,44 +4173,6 @@ class Option(NamedTuple):
         return f"TICKETAPI_{self.field.upper()}"
 
 
-def read_number(text: str, lowest: int, highest: int) -> int:
-    """Read a whole number within bounds."""
-    number = whole_number(text)
-    if number is None:
-        raise ValueError(f"{text!r} is not a whole number")
-    if not lowest <= number <= highest:
-        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
-    return number
-
-
-DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
-
-
-def read_duration(text: str) -> int:
-    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
-    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
-    if text != "0" and not match:
-        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
-    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
-    if seconds > 36_500 * DAY:
-        raise ValueError(f"{text!r} is too long; the longest is 36500d")
-    return seconds
-
-
-def read_email(text: str) -> str:
-    """Read an address; it is kept in lower case."""
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
-        raise ValueError(f"{text!r} is not an e-mail address")
-    return text.lower()
-
-
-def read_text(text: str) -> str:
-    """Read a text that is not empty and fits a line."""
-    if not text.strip() or not text.isprintable() or len(text) > 255:
-        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
-    return text
-
-
 def read_address(text: str) -> str:
     """Read an IP address."""
     try:
@@ -3963,30 +4193,6 @@ def read_level(text: str) -> str:
     if text not in ("debug", "info", "warning", "error"):
         raise ValueError(f"{text!r} is not a log level; write debug, info, warning or error")
     return text
-
-
-def read_id(text: str) -> int:
-    """Read the id of a row."""
-    return read_number(text, 1, 2**63 - 1)
-
-
-def read_user(text: str) -> int | str:
-    """Read a user's id or e-mail address."""
-    if whole_number(text) is not None:
-        return read_id(text)
-    try:
-        return read_email(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
-
-
-def read_status(text: str) -> range:
-    """Read an HTTP status, or a class of them such as `4xx`."""
-    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
-    if not match:
-        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
-    first = int(match[1]) * 100
-    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
 
 
 def read_switch(text: str) -> bool:

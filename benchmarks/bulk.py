@@ -40,9 +40,8 @@ WHERE id <= :count AND status = 1
 """
 
 CLOSED_TICKETS = """
-SELECT tickets.id, subject, content, status, tickets.created_at, updated_at, users.id, name, email
+SELECT id, subject, content, status, created_at, updated_at, user_id, user_name, user_email
 FROM tickets
-JOIN users ON users.id = user_id
 WHERE closed_number IS NOT NULL
 ORDER BY closed_number DESC
 """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NOON, ROOT, WITHOUT_PRIVILEGES, HandClock
-from test_upgrade import make_version_1
+from test_upgrade import make_old
 
 import ticketapi
 
@@ -168,7 +168,7 @@ def test_the_copy_does_not_have_its_name_before_it_is_verified(desk, tmp_path):
 
 
 def test_a_desk_of_an_older_version_is_copied_as_it_is(run, tmp_path):
-    old = make_version_1(tmp_path / "old.db")
+    old = make_old(tmp_path / "old.db", 1)
     assert run("backup", "copy.db", "--db", "old.db")[0] == 0
     assert ask(tmp_path / "copy.db", "PRAGMA user_version") == ask(old, "PRAGMA user_version") == [(1,)]
     assert rows(tmp_path / "copy.db") == rows(old)

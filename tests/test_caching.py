@@ -95,7 +95,7 @@ WRITES = {
     ),
     "command generates": (partial(by_command, ["generate", "--count", "60", "--seed", "1"]), [OPEN, OF_A_USER, STATS]),
     "command processes": (partial(by_command, ["process", "--count", "9"]), [OPEN, CLOSED, STATS]),
-    "plain SQL renames": (partial(by_plain_sql, "UPDATE users SET name = 'Ann \"B\"'"), URLS),
+    "plain SQL renames": (partial(by_plain_sql, "UPDATE tickets SET user_name = 'Ann \"B\"'"), [OPEN, CLOSED, OF_A_USER]),
     "plain SQL rewrites": (partial(by_plain_sql, "UPDATE tickets SET subject = 'Other'"), [OPEN, CLOSED, OF_A_USER]),
     "plain SQL miscounts": (
         partial(by_plain_sql, "UPDATE ticket_counts SET tickets = tickets + 1 WHERE status = 1"),

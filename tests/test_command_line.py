@@ -470,7 +470,7 @@ def make_newer(path):
     """Make a desk of a newer version."""
     with closing(ticketapi.open_database(path, "desk")) as db:
         db.execute("PRAGMA journal_mode = DELETE")
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     return "newer"
 
 

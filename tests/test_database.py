@@ -127,10 +127,13 @@ def test_a_file_that_is_there_keeps_its_mode(desk):
     assert mode(desk) == 0o640
 
 
+DESK_TABLES = {"users", "tickets", "ticket_counts", "ticket_arrivals", "ticket_closings", "personal_access_tokens"}
+
+
 @pytest.mark.parametrize(
     ("part", "application_id", "version", "tables"),
     [
-        ("desk", 0x544B5444, 2, {"users", "tickets", "ticket_counts", "personal_access_tokens"}),
+        ("desk", 0x544B5444, 3, DESK_TABLES),
         ("audit", 0x544B5441, 1, {"api_audits"}),
     ],
 )
@@ -271,7 +274,7 @@ def test_desk_and_audit_log_are_not_taken_for_each_other(desk, made_as, opened_a
     assert desk.read_bytes() == before
 
 
-@pytest.mark.parametrize(("part", "known"), [("desk", 2), ("audit", 1)])
+@pytest.mark.parametrize(("part", "known"), [("desk", 3), ("audit", 1)])
 def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_was(desk, part, known):
     ticketapi.open_database(desk, part).close()
     make_database(desk, f"PRAGMA user_version = {known + 1}")
@@ -531,13 +534,14 @@ def test_a_missing_resource_is_named():
 # The schema's own checks --------------------------------------------------------------------------
 
 USER = "INSERT INTO users (id, name, email, created_at, tickets_count) VALUES (:id, :name, :email, :at, :count)"
-TICKET = "INSERT INTO tickets VALUES (:id, :user, :number, 's', 'c', :status, :at, :updated, :closed, :closing)"
+TICKET = "INSERT INTO tickets VALUES (:id, :user, :number, 'Ann', :email, 's', 'c', :status, :at, :updated, :closed, :closing)"
 TOKEN = """
     INSERT INTO personal_access_tokens (user_id, name, token, abilities, last_used_at, expires_at, created_at)
     VALUES (:user, 'n', :token, '[]', :used, :expires, :at)
 """
 GOOD_USER = {"id": 2, "name": "Bea", "email": "b@example.com", "at": NOON, "count": 0}
-GOOD_TICKET = {"id": 1, "user": 1, "number": 1, "status": 1, "at": NOON, "updated": NOON, "closed": None, "closing": None}
+NEITHER = {"closed": None, "closing": None}
+GOOD_TICKET = {"id": 1, "user": 1, "number": 1, "email": "a@b", "status": 1, "at": NOON, "updated": NOON, **NEITHER}
 CLOSED_TICKET = GOOD_TICKET | {"status": 2, "closed": NOON, "closing": 1}
 GOOD_TOKEN = {"user": 1, "token": "0" * 64, "used": None, "expires": None, "at": NOON}
 
@@ -560,6 +564,7 @@ def test_the_schema_takes_what_is_right(db, statement, values):
         (USER, GOOD_USER, {"count": -1}),
         (USER, GOOD_USER, {"at": "2025-12-04"}),
         (TICKET, GOOD_TICKET, {"user": 99}),
+        (TICKET, GOOD_TICKET, {"email": None}),
         (TICKET, GOOD_TICKET, {"status": 3}),
         (TICKET, GOOD_TICKET, {"status": 2}),
         (TICKET, GOOD_TICKET, {"closed": NOON}),
@@ -600,6 +605,11 @@ def test_the_schema_gives_no_number_of_a_list_twice(db, same):
         "DELETE FROM users WHERE id = 1",
         "UPDATE ticket_counts SET tickets = -1 WHERE status = 1",
         "INSERT INTO ticket_counts VALUES (3, 0)",
+        "INSERT INTO ticket_arrivals VALUES ('2025-12-04', 1)",
+        "INSERT INTO ticket_arrivals VALUES ('2025-12-04T11', -1)",
+        "INSERT INTO ticket_closings VALUES ('2025-12-04', 1, 1)",
+        "INSERT INTO ticket_closings VALUES ('2025-12-04T11', -1, 1)",
+        "INSERT INTO ticket_closings VALUES ('2025-12-04T11', 1, -1)",
     ],
 )
 def test_the_schema_keeps_tickets_with_people_and_counters_true(db, statement):

@@ -296,7 +296,7 @@ DAMAGE = {
     "encoding": (lambda path: patch(path, 56, b"\0\0\0\2"), "is damaged"),
     "version 0": (lambda path: patch(path, 60, bytes(4)), "is damaged"),
     "negative version": (lambda path: patch(path, 60, b"\xff\xff\xff\xfe"), "is damaged"),
-    "newer version": (lambda path: patch(path, 60, b"\0\0\0\3"), "is from a newer ticketapi"),
+    "newer version": (lambda path: patch(path, 60, b"\0\0\0\4"), "is from a newer ticketapi"),
     "application": (lambda path: patch(path, 68, b"\xff"), "belongs to another program"),
     "first page": (lambda path: patch(path, 100, b"\xa5" * 3996), "is damaged"),
     "cells of the schema": (lambda path: patch(path, 2048, b"\xa5" * 2048), "is damaged"),

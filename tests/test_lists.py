@@ -223,8 +223,9 @@ def write_texts(desk, subject, content, name, email):
     with desk.plain:
         for ticket_id in (1, 55, 120):
             desk.plain.execute("UPDATE tickets SET subject = ?, content = ? WHERE id = ?", (subject, content, ticket_id))
-        of_the_ticket = "WHERE id = (SELECT user_id FROM tickets WHERE id = 55)"
-        desk.plain.execute(f"UPDATE users SET name = ?, email = ? {of_the_ticket}", (name, email))
+        [author] = desk.plain.execute("SELECT user_id FROM tickets WHERE id = 55").fetchone()
+        desk.plain.execute("UPDATE users SET name = ?, email = ? WHERE id = ?", (name, email, author))
+        desk.plain.execute("UPDATE tickets SET user_name = ?, user_email = ? WHERE user_id = ?", (name, email, author))
 
 
 @pytest.mark.parametrize("text", AWKWARD, ids=lambda text: repr(text[:20]))

@@ -245,7 +245,9 @@ def test_no_page_repeats_or_loses_a_ticket_of_equal_time(db, reader, status, sho
     ids = [1, 2, 3, 5, 7]
     ticketapi.insert_users(db, [(1, "Ann", "a@example.com", noon)])
     end = (lambda number: (noon, number)) if closed else (lambda _: (None, None))
-    rows = [(n, 1, number, "s", "c", status, noon, noon, *end(number)) for number, n in enumerate(ids, 1)]
+    rows = [
+        (n, 1, number, "Ann", "a@example.com", "s", "c", status, noon, noon, *end(number)) for number, n in enumerate(ids, 1)
+    ]
     ticketapi.insert_tickets(db, rows)
     ticketapi.add_user_tickets(db, [(len(ids), 1)])
     ticketapi.add_ticket_count(db, status, len(ids))

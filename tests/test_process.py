@@ -11,7 +11,7 @@ def put_tickets(db, *arrivals):
     with ticketapi.transaction(db):
         ticketapi.insert_users(db, [(1, "Ann", "a@example.com", ticketapi.format_time(0))])
         rows = [
-            (n, 1, n, "s", "c", 1, ticketapi.format_time(t), ticketapi.format_time(t), None, None)
+            (n, 1, n, "Ann", "a@example.com", "s", "c", 1, ticketapi.format_time(t), ticketapi.format_time(t), None, None)
             for n, t in enumerate(arrivals, 1)
         ]
         ticketapi.insert_tickets(db, rows)

@@ -1,4 +1,4 @@
-"""A desk of version 1 is upgraded when it is opened: it keeps all it held, or stays of version 1 when something fails."""
+"""A desk of an older version is upgraded when it is opened: it keeps all it held, or stays as it was when something fails."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from conftest import NOON, SECOND, WITHOUT_PRIVILEGES
 
 import ticketapi
 
-SCHEMA = Path(__file__).with_name("schema-1.sql").read_text()
+SCHEMAS = {version: Path(__file__).with_name(f"schema-{version}.sql").read_text() for version in (1, 2)}
+CURRENT = 3
 APPLICATION_ID = 0x544B5444
 PROGRAM = (sys.executable, "-m", "ticketapi")
 TICKETS = 300
@@ -58,7 +59,7 @@ class Deadly(sqlite3.Connection):
             Deadly.left -= 1
             if Deadly.left == 0:
                 die()
-            if int(steps) and "row_number" in sql:
+            if int(steps) and ("row_number" in sql or "tickets_2.id" in sql):
                 self.set_progress_handler(die, int(steps))
         return super().execute(sql, *values)
 
@@ -79,7 +80,7 @@ def moments(count, step=SECOND):
     return [ticketapi.format_time(NOON + (n // 10 * 10 + max(0, n % 10 - 3)) * step) for n in range(count)]
 
 
-def version_1_rows(tickets):
+def old_rows(tickets):
     """Return users and tickets as the columns of version 1; two of three tickets are closed, first in, first out."""
     arrivals, endings = moments(tickets), moments(tickets, 2 * SECOND)
     rows = []
@@ -95,29 +96,40 @@ def version_1_rows(tickets):
     return names, rows
 
 
-def make_version_1(path, tickets=TICKETS):
-    """Make a desk as version 1 left it behind, with plain SQL."""
+def numbered(rows):
+    """Return tickets of version 1 as the columns of version 2, with their numbers among their user's and the closed ones."""
+    so_far, wide = Counter(), []
+    for n, (ticket_id, author, subject, content, status, *times) in enumerate(rows, 1):
+        so_far[author] += 1
+        wide.append((ticket_id, author, so_far[author], subject, content, status, *times, n if status == 2 else None))
+    return wide
+
+
+def make_old(path, old_version, tickets=TICKETS):
+    """Make a desk as version 1 or 2 left it behind, with plain SQL."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    users, rows = version_1_rows(tickets)
-    waiting = sum(row[4] == 1 for row in rows)
+    users, rows = old_rows(tickets)
+    waiting, count = sum(row[4] == 1 for row in rows), len(rows)
     tokens = [
         (1, 1_000_000_000, "one", "0" * 64, '["read:tickets"]', moments(1)[0], None, moments(1)[0]),
         (4, 3, "two", "f" * 64, '["*"]', None, moments(2)[1], moments(1)[0]),
     ]
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(f"BEGIN; {SCHEMA} COMMIT")
+        db.executescript(f"BEGIN; {SCHEMAS[old_version]} COMMIT")
         db.execute("BEGIN")
         db.executemany("INSERT INTO users (id, name, email, tickets_count, created_at) VALUES (?, ?, ?, ?, ?)", users)
         owner = (1_000_000_000, "Operator", ticketapi.OPERATOR_EMAIL, 0, moments(1)[0])
         db.execute("INSERT INTO users (id, name, email, tickets_count, created_at) VALUES (?, ?, ?, ?, ?)", owner)
-        db.executemany("INSERT INTO tickets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        db.executemany("UPDATE ticket_counts SET tickets = ? WHERE status = ?", [(waiting, 1), (len(rows) - waiting, 2)])
+        if old_version == 2:
+            rows = numbered(rows)
+        db.executemany(f"INSERT INTO tickets VALUES ({', '.join('?' * (8 if old_version == 1 else 10))})", rows)
+        db.executemany("UPDATE ticket_counts SET tickets = ? WHERE status = ?", [(waiting, 1), (count - waiting, 2)])
         db.executemany("INSERT INTO personal_access_tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?)", tokens)
         db.execute("UPDATE sqlite_sequence SET seq = 9")  # tokens up to 9 were revoked
         db.execute("COMMIT")
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute("PRAGMA user_version = 1")
+        db.execute(f"PRAGMA user_version = {old_version}")
     return path
 
 
@@ -162,34 +174,42 @@ def upgrade(path):
 
 
 def assert_upgraded(path, before):
-    """Check that a desk is of version 2, sound, and holds what it held."""
-    assert version(path) == 2
+    """Check that a desk is of the current version, sound, and holds what it held, with counters and names that fit."""
+    assert version(path) == CURRENT
     assert ask(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
     assert ask(path, "PRAGMA integrity_check") == [("ok",)]
     assert ask(path, "PRAGMA foreign_key_check") == []
     assert kept(path) == before
+    findings = ticketapi.check_file(path, "desk")
+    assert [finding for finding in findings if finding.level != "ok" and finding.check != "mode"] == []
 
 
-def assert_untouched(path, before):
-    """Check that a desk is of version 1 as it was, and can be upgraded yet."""
-    assert version(path) == 1
+def assert_untouched(path, before, old_version):
+    """Check that a desk is of its old version as it was, and can be upgraded yet."""
+    assert version(path) == old_version
     assert ask(path, "PRAGMA integrity_check") == [("ok",)]
     assert kept(path) == before
     upgrade(path)
     assert_upgraded(path, before)
 
 
+@pytest.fixture(params=[1, 2])
+def old_version(request):
+    """Each version that was released before."""
+    return request.param
+
+
 @pytest.fixture
-def old(desk):
-    """The path of a desk of version 1."""
-    return make_version_1(desk)
+def old(desk, old_version):
+    """The path of a desk of an old version."""
+    return make_old(desk, old_version)
 
 
 # What an upgrade does ----------------------------------------------------------------------------
 
 
-def test_the_old_desk_is_what_version_1_made(old):
-    assert version(old) == 1
+def test_the_old_desk_is_what_its_version_made(old, old_version):
+    assert version(old) == old_version
     assert {name for _, name, *_ in schema(old)} >= {"tickets", "tickets_open", "users_by_tickets_count"}
     ties = "SELECT count(*) - count(DISTINCT created_at), count(closed_at) - count(DISTINCT closed_at) FROM tickets"
     assert min(ask(old, ties)[0]) > 10
@@ -263,8 +283,8 @@ def test_an_upgraded_desk_lives_on(old):
     assert ask(old, wrong) == []
 
 
-def test_an_empty_desk_is_upgraded_too(desk):
-    make_version_1(desk, tickets=0)
+def test_an_empty_desk_is_upgraded_too(desk, old_version):
+    make_old(desk, old_version, tickets=0)
     before = kept(desk)
     upgrade(desk)
     assert_upgraded(desk, before)
@@ -310,11 +330,11 @@ def test_an_audit_log_of_version_1_is_current_and_left_as_it_is(desk):
     assert desk.read_bytes() == before
 
 
-def test_a_desk_of_version_3_is_refused_and_stays_as_it_was(old):
+def test_a_desk_of_version_4_is_refused_and_stays_as_it_was(old):
     with closing(sqlite3.connect(old)) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     before = old.read_bytes()
-    with pytest.raises(ticketapi.TicketApiError, match=r"newer ticketapi \(schema 3, this one knows 2\); upgrade ticketapi$"):
+    with pytest.raises(ticketapi.TicketApiError, match=r"newer ticketapi \(schema 4, this one knows 3\); upgrade ticketapi$"):
         upgrade(old)
     assert old.read_bytes() == before
 
@@ -326,21 +346,22 @@ def test_a_command_upgrades_without_a_word(run, old):
     first = TICKETS * 2 // 3 + 1
     expected = f"Processed 2 tickets\nTicket IDs: {first}, {first + 1}\n"
     assert run("process", "--count", 2, "--db", old) == (0, expected, "")
-    assert version(old) == 2
+    assert version(old) == CURRENT
 
 
-def test_a_server_upgrades_and_tells_so_in_its_log(serve, old):
+def test_a_server_upgrades_and_tells_so_in_its_log(serve, old, old_version):
     served = serve("--db", old, "--no-scheduler")
     with closing(ticketapi.open_database(old, "desk")) as db:
         token = ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "t", ["*"], 0, ticketapi.wall_microseconds())["token"]
     stats = served.get("/api/stats", token=token).json
     assert (stats["total_tickets"], stats["total_unprocessed_tickets"]) == (TICKETS, TICKETS // 3)
-    assert len([line for line in served.stop()[2].splitlines() if "desk 1 to 2" in line]) == 1
+    told = [line.rpartition("schema: ")[2] for line in served.stop()[2].splitlines() if "upgrading" in line]
+    assert told == [f"desk {step} to {step + 1}" for step in range(old_version, CURRENT)]
 
 
-def test_processes_that_open_at_once_upgrade_once(tmp_path):
+def test_processes_that_open_at_once_upgrade_once(tmp_path, old_version):
     for round_ in range(3):
-        path = make_version_1(tmp_path / f"{round_}.db")
+        path = make_old(tmp_path / f"{round_}.db", old_version)
         before = kept(path)
         processes = [start_opener(path) for _ in range(2)]
         for process in processes:
@@ -348,30 +369,37 @@ def test_processes_that_open_at_once_upgrade_once(tmp_path):
             process.stdin.flush()
         said = [process.communicate(timeout=30) for process in processes]
         assert [out for out, _ in said] == ["opened\n"] * 2
-        assert "".join(err for _, err in said).count("desk 1 to 2") == 1
+        assert "".join(err for _, err in said).count("desk 2 to 3") == 1
         assert_upgraded(path, before)
 
 
 # What may fail -----------------------------------------------------------------------------------
 
 
-def statements():
-    """Return how many statements an upgrade runs, with those that end it."""
-    return len(ticketapi.schema_statements("desk 1 to 2")) + 2
+LAST = [
+    sum(len(ticketapi.schema_statements(f"desk {step} to {step + 1}")) for step in range(first, CURRENT)) + 2
+    for first in (1, 2)
+]  # how many statements an upgrade runs, with those that end it
 
 
 @pytest.mark.parametrize(
-    ("before", "steps"), [(1, 0), (2, 0), (5, 0), (6, 0), (7, 0), (8, 0), (statements() - 1, 0), (statements(), 0), (0, 2000)]
+    ("old_version", "before", "steps"),
+    [
+        *((1, before, 0) for before in (1, 2, 5, 6, 7, 8, LAST[0] // 2, LAST[0] - 1, LAST[0])),
+        *((2, before, 0) for before in (1, 3, 7, 8, 9, LAST[1] - 1, LAST[1])),
+        (1, 0, 2000),
+        (2, 0, 2000),
+    ],
 )
-def test_a_desk_whose_upgrade_was_killed_is_of_version_1_as_it_was(old, before, steps):
+def test_a_desk_whose_upgrade_was_killed_is_as_it_was(old, old_version, before, steps):
     kept_before = kept(old)
     process = start_opener(old, before, steps)
     process.communicate("go\n", timeout=30)
     assert process.returncode == -signal.SIGKILL
-    assert_untouched(old, kept_before)
+    assert_untouched(old, kept_before, old_version)
 
 
-def test_a_desk_whose_upgrade_fails_is_of_version_1_as_it_was(old):
+def test_a_desk_whose_upgrade_fails_is_as_it_was(old, old_version):
     before = kept(old)
     limit = (20_000, resource.RLIM_INFINITY)
 
@@ -384,7 +412,7 @@ def test_a_desk_whose_upgrade_fails_is_of_version_1_as_it_was(old):
     assert (process.returncode, out.count("\n")) == (0, 1), err
     assert "opened" not in out
     assert str(old) in out
-    assert_untouched(old, before)
+    assert_untouched(old, before, old_version)
 
 
 def test_a_desk_that_may_not_be_written_is_refused_in_one_line_and_stays_as_it_was(old):
@@ -398,7 +426,7 @@ def test_a_desk_that_may_not_be_written_is_refused_in_one_line_and_stays_as_it_w
 
 
 @pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_desk_that_another_program_holds_is_refused_in_one_line_and_stays_as_it_was(old):
+def test_a_desk_that_another_program_holds_is_refused_in_one_line_and_stays_as_it_was(old, old_version):
     before = kept(old)
     with closing(sqlite3.connect(old, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -406,12 +434,12 @@ def test_a_desk_that_another_program_holds_is_refused_in_one_line_and_stays_as_i
         holder.execute("ROLLBACK")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert f"database is locked: another program holds {old}" in done.stderr
-    assert_untouched(old, before)
+    assert_untouched(old, before, old_version)
 
 
 @pytest.mark.proof
-def test_an_upgrade_killed_at_any_moment_happened_or_did_not(tmp_path):
-    original = make_version_1(tmp_path / "original.db", 50_000)
+def test_an_upgrade_killed_at_any_moment_happened_or_did_not(tmp_path, old_version):
+    original = make_old(tmp_path / "original.db", old_version, 50_000)
     before, chance = kept(original), random.Random(1)
     copy, versions = tmp_path / "copies" / "desk.db", Counter()
     copy.parent.mkdir()
@@ -434,5 +462,5 @@ def test_an_upgrade_killed_at_any_moment_happened_or_did_not(tmp_path):
         assert kept(copy) == before
         upgrade(copy)
         assert_upgraded(copy, before)
-    assert versions[1]
-    assert versions[2]
+    assert versions[old_version]
+    assert versions[CURRENT]
