@@ -75,7 +75,7 @@ import unicodedata
 import zlib
 from bisect import bisect_left, bisect_right
 from calendar import timegm
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 
 
 def import_lazily(name: str) -> Any:
@@ -127,6 +127,7 @@ BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal wai
 BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
+BUCKETS_BACK = {"hour": (HOUR, 100 * 24), "day": (DAY, 3653)}  # of the series: seconds of one, and how many there may be
 MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
 READ_TICKETS, READ_AUDITS, READ_METRICS = "read:tickets", "read:audits", "read:metrics"
 
@@ -385,7 +386,7 @@ def read_status(text: str) -> range:
 
 def read_moment(text: str, now: int) -> int:
     """Read a duration until now, such as `24h`, or a UTC time, such as `2025-12-04T11:30:16Z`, as microseconds since 1970."""
-    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})(?:\.([0-9]{1,6}))?Z", text)
+    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})(?:\.([0-9]{1,6}))?Z", text)
     if match:
         return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
     return now - read_duration(text) * MICROSECONDS
@@ -908,7 +909,7 @@ def find_user(db: sqlite3.Connection, user_id: int) -> sqlite3.Row | None:
     """Return one user, or None."""
     row: sqlite3.Row | None = db.execute(
         """
-        SELECT id, name, email, tickets_count
+        SELECT id, name, email, tickets_count, created_at
         FROM users
         WHERE id = :user_id
         """,
@@ -942,6 +943,19 @@ def find_top_user(db: sqlite3.Connection) -> sqlite3.Row | None:
         """
     ).fetchone()
     return row
+
+
+def list_customers(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
+    """Return customers, most tickets first, the lowest id first among equals; walks the index past those before."""
+    return db.execute(
+        """
+        SELECT id, name, email, tickets_count, created_at
+        FROM users
+        ORDER BY tickets_count DESC, id
+        LIMIT :limit OFFSET :offset
+        """,
+        {"limit": limit, "offset": offset},
+    ).fetchall()
 
 
 def find_last_user_id(db: sqlite3.Connection, below: int) -> int | None:
@@ -1104,6 +1118,19 @@ def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id
     return Tickets(row[0], row[1], lowest, highest)
 
 
+def find_ticket(db: sqlite3.Connection, ticket_id: int) -> bytes | None:
+    """Return one ticket as a JSON object, or None."""
+    row = db.execute(
+        """
+        SELECT CAST(resource AS BLOB) AS resource
+        FROM ticket_resources
+        WHERE id = :ticket_id
+        """,
+        {"ticket_id": ticket_id},
+    ).fetchone()
+    return row["resource"] if row else None
+
+
 def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
     """Return id and created_at of the open tickets that are next to be closed."""
     return db.execute(
@@ -1249,6 +1276,19 @@ def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, in
         {"since": since},
     )
     return [tuple(row) for row in rows]
+
+
+def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
+    """Return when the ticket with a number among the closed ones was closed, or None."""
+    row = db.execute(
+        """
+        SELECT closed_at
+        FROM tickets
+        WHERE closed_number = :closed_number
+        """,
+        {"closed_number": closed_number},
+    ).fetchone()
+    return row["closed_at"] if row else None
 
 
 # Counters against rows, for `check` ---------------------------------------------------------------
@@ -1998,7 +2038,11 @@ def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, re
 
 def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
-    tickets = list_oldest_open_tickets(db, len(moments))
+    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments)
+
+
+def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
+    """Close open tickets, given as (id, created_at), at moments that are moved on where they do not grow; return their ids."""
     closings: list[tuple[str, int, int]] = []
     waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)
@@ -2328,6 +2372,7 @@ class ListRequest(NamedTuple):
     page: int
     per_page: int
     keep_per_page: bool  # the client gave it, so links carry it on
+    has_cursors: bool = True
     by_cursor: bool = False
     cursor: Cursor | None = None  # None: from the start
 
@@ -2351,7 +2396,7 @@ def to_json(value: Any) -> bytes:
     return compact(value).encode()
 
 
-def parse_list_request(url: str, query: Mapping[str, str]) -> ListRequest:
+def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
     """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
     errors: dict[str, list[str]] = {}
 
@@ -2369,9 +2414,11 @@ def parse_list_request(url: str, query: Mapping[str, str]) -> ListRequest:
     cursor = decode_cursor(text, url) if text else None
     if text and not cursor:
         errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    if "cursor" in query and not has_cursors:
+        errors["cursor"] = ["The cursor field is not supported by this list; use page."]
     if errors:
         raise InvalidFields(errors)
-    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor)
+    return ListRequest(url, page, per_page, bool(query.get("per_page")), has_cursors, "cursor" in query, cursor)
 
 
 def cursor_check(payload: str, url: str) -> str:
@@ -2427,14 +2474,13 @@ def page_json(asked: ListRequest, total: int, part: Slice) -> str:
         for n in page_window(page, last)
     ]
     first_row = (page - 1) * per_page + 1 if count else None
-    cursor = next_cursor(asked.url, part)
+    cursor = f',"next_cursor":{compact(next_cursor(asked.url, part))}' if asked.has_cursors else ""
     return (
         f'"links":{{"first":{start}1{end},"last":{start}{last}{end},"prev":{previous[0]},"next":{following[0]}}},'
         f'"meta":{{"current_page":{page},"from":{first_row or "null"},"last_page":{last},"links":['
         f'{{"url":{previous[0]},"label":"&laquo; Previous","page":{previous[1]},"active":false}},{",".join(window)},'
         f'{{"url":{following[0]},"label":"Next &raquo;","page":{following[1]},"active":false}}],'
-        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total},'
-        f'"next_cursor":{quote(cursor) if cursor else "null"}}}'
+        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total}{cursor}}}'
     )
 
 
@@ -2533,6 +2579,32 @@ def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) 
     return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
 
 
+def ticket_resource(db: sqlite3.Connection, ticket_id: int) -> bytes:
+    """Return one ticket in its envelope; raises NotFound."""
+    ticket = find_ticket(db, ticket_id)
+    if ticket is None:
+        raise NotFound(f"There is no ticket with the id {ticket_id}.")
+    return b'{"data":%b}' % ticket
+
+
+def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
+    """Return one customer in an envelope; raises NotFound, also for the owner of a token, who is none."""
+    user = find_user(db, user_id) if user_id < FIRST_OWNER_ID else None
+    if user is None:
+        raise NotFound(f"There is no user with the id {user_id}.")
+    return to_json({"data": dict(user)})
+
+
+def customers_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a page of the customers, most tickets first. They are numbered without gaps, so the last id counts them."""
+    with snapshot(db):
+        total = find_last_user_id(db, FIRST_OWNER_ID) or 0
+        offset = (asked.page - 1) * asked.per_page
+        rows = list_customers(db, min(asked.per_page, total - offset), offset) if offset < total else []
+    customers = ",".join(compact(dict(row)) for row in rows).encode()
+    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), 0, 0, False, False))
+
+
 def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
     """Return the figures of the desk, from counters and the ends of indexes."""
     with snapshot(db):
@@ -2544,6 +2616,80 @@ def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
         "top_user": dict(top_user) if top_user else None,
         "most_recent_processed_at": closed_at[:19].replace("T", " ") if closed_at else None,
     }
+
+
+# Series: the desk by the hour or day ---------------------------------------------------------------
+
+
+class SeriesRequest(NamedTuple):
+    """Which part of the past is asked for: buckets of so many seconds, from the one that begins at `start`, in seconds."""
+
+    bucket: str
+    step: int
+    start: int
+
+
+def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
+    """Read `since` and `bucket`; raises InvalidFields for what is neither and for what lies too far back."""
+    bucket, errors, since = query.get("bucket") or "hour", {}, now
+    if bucket not in BUCKETS_BACK:
+        errors["bucket"] = ["The bucket field must be hour or day."]
+    step, most = BUCKETS_BACK.get(bucket, BUCKETS_BACK["day"])
+    try:
+        since = read_moment(query.get("since") or "24h", now)
+    except ValueError:
+        errors["since"] = ["The since field must be a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z."]
+    start = since // MICROSECONDS // step * step
+    if since > now:
+        errors["since"] = ["The since field must not lie in the future."]
+    elif now // MICROSECONDS - start >= most * step:
+        errors["since"] = [f"The since field must not lie further back than {most} {bucket}s."]
+    if errors:
+        raise InvalidFields(errors)
+    return SeriesRequest(bucket, step, start)
+
+
+def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
+    """Return the wait in seconds that so many percent of tickets did not exceed (nearest rank), to two digits; None of none."""
+    rank = -(-sum(waits.values()) * percent // 100)
+    for wait in sorted(waits):
+        rank -= waits[wait]
+        if rank <= 0:
+            return wait + wait_width(wait) // 2
+    return None
+
+
+def count_closed_since(db: sqlite3.Connection, since: str) -> int:
+    """Return how many tickets were closed at a time or later: their numbers and times grow together, so some look-ups tell."""
+    total = count_tickets(db, CLOSED)
+    return total - bisect_left(range(1, total + 1), since, key=lambda number: find_closed_at(db, number) or "")
+
+
+def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[str, Any]:
+    """Return how many tickets came, were closed and waited in each hour or day, and how long the closed ones had waited.
+
+    Nothing but the counters by the hour of that time is read. What is of later than now, as clocks may be set back, counts as
+    of now. The backlog is reckoned from today's, backwards.
+    """
+    since, last = format_second(asked.start)[:13], now // MICROSECONDS // asked.step * asked.step
+    with snapshot(db):
+        backlog, arrivals, closings = count_tickets(db, OPEN), list_arrivals(db, since), list_closings(db, since)
+        closed_last_hour = count_closed_since(db, format_time(now - HOUR * MICROSECONDS))
+    digits = 13 if asked.step == HOUR else 10  # of a time, that name its bucket
+    newest, opened, waits = format_second(last)[:digits], Counter[str](), defaultdict[str, Counter[int]](Counter)
+    for hour, tickets in arrivals:
+        opened[min(hour[:digits], newest)] += tickets
+    for hour, wait, tickets in closings:
+        waits[min(hour[:digits], newest)][wait] += tickets
+    points = []
+    for start in range(last, asked.start - 1, -asked.step):
+        key = format_second(start)[:digits]
+        closed, typical = waits[key].total(), [typical_wait(waits[key], percent) for percent in (50, 95)]
+        point = {"at": format_time(start * MICROSECONDS), "opened": opened[key], "closed": closed, "backlog": backlog}
+        points.append({**point, "wait_p50": typical[0], "wait_p95": typical[1]})
+        backlog += closed - opened[key]
+    meta = {"bucket": asked.bucket, "since": format_time(asked.start * MICROSECONDS), "closed_last_hour": closed_last_hour}
+    return {"data": points[::-1], "meta": meta}
 
 
 def describe_api() -> bytes:
@@ -3552,7 +3698,8 @@ class Authorize:
 # ======================================================================================================================
 
 HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
-USER_TICKETS = "/api/users/<user_id:re:[1-9][0-9]{0,17}>/tickets"  # 18 digits: inside SQLite's 64 bits
+TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQLite's 64 bits
+USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
 
 
 def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock) -> bottle.Bottle:
@@ -3568,8 +3715,12 @@ def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock
     handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, str]], ...] = (
         ("/api/tickets/open", "tickets.open", partial(show_open_tickets, readers), {"ability": READ_TICKETS}),
         ("/api/tickets/closed", "tickets.closed", partial(show_closed_tickets, readers), {"ability": READ_TICKETS}),
-        (USER_TICKETS, "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
+        (TICKET, "tickets.show", partial(show_ticket, readers), {"ability": READ_TICKETS}),
+        ("/api/users", "users", partial(show_users, readers), {"ability": READ_TICKETS}),
+        (USER, "users.show", partial(show_user, readers), {"ability": READ_TICKETS}),
+        (f"{USER}/tickets", "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
         ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
+        ("/api/series", "series", partial(show_series, readers), {"ability": READ_TICKETS}),
         ("/up", "up", show_up, {}),
         ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
         ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api())), {}),
@@ -3590,13 +3741,14 @@ def list_url(environ: dict[str, Any]) -> str:
     return f"{environ['wsgi.url_scheme']}://{host}{environ['PATH_INFO']}"
 
 
-def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes]) -> bytes:
+def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes], *more: str) -> bytes:
     """Answer from memory while the desk stays as it is, else render.
 
-    The key holds everything that the bytes depend on: scheme, host, path and query.
+    The key holds everything that the bytes depend on: scheme, host, path and query, and what else a handler names.
     """
     environ, reader = bottle.request.environ, readers.get()
-    key = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+    place = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+    key = (*place, *more)
     answer = reader.answers.get(key)
     if answer is None:
         answer = make_answer(render(reader.db))
@@ -3620,10 +3772,10 @@ def matches_etag(wanted: str, etag: str) -> bool:
     return bool(wanted) and (wanted.strip() == "*" or etag in [text.strip().removeprefix("W/") for text in wanted.split(",")])
 
 
-def asked_list() -> ListRequest:
+def asked_list(has_cursors: bool = True) -> ListRequest:
     """Return what the request asks for of a list."""
     environ = bottle.request.environ
-    return parse_list_request(list_url(environ), request_query(environ))
+    return parse_list_request(list_url(environ), request_query(environ), has_cursors)
 
 
 def show_open_tickets(readers: Readers) -> bytes:
@@ -3636,6 +3788,21 @@ def show_closed_tickets(readers: Readers) -> bytes:
     return reply(readers, lambda db: closed_tickets_page(db, asked_list()))
 
 
+def show_ticket(readers: Readers, ticket_id: str) -> bytes:
+    """GET /api/tickets/{id}."""
+    return reply(readers, lambda db: ticket_resource(db, int(ticket_id)))
+
+
+def show_users(readers: Readers) -> bytes:
+    """GET /api/users."""
+    return reply(readers, lambda db: customers_page(db, asked_list(has_cursors=False)))
+
+
+def show_user(readers: Readers, user_id: str) -> bytes:
+    """GET /api/users/{id}."""
+    return reply(readers, lambda db: customer_resource(db, int(user_id)))
+
+
 def show_user_tickets(readers: Readers, user_id: str) -> bytes:
     """GET /api/users/{id}/tickets."""
     return reply(readers, lambda db: user_tickets_page(db, int(user_id), asked_list()))
@@ -3644,6 +3811,14 @@ def show_user_tickets(readers: Readers, user_id: str) -> bytes:
 def show_stats(readers: Readers) -> bytes:
     """GET /api/stats."""
     return reply(readers, lambda db: to_json(desk_stats(db)))
+
+
+def show_series(readers: Readers) -> bytes:
+    """GET /api/series: good for the minute it was asked in."""
+    environ = bottle.request.environ
+    now = environ["ticketapi.now"]
+    asked = parse_series_request(request_query(environ), now)
+    return reply(readers, lambda db: to_json(desk_series(db, asked, now)), str(now // (MINUTE * MICROSECONDS)))
 
 
 def show_up() -> bytes:

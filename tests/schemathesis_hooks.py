@@ -1,4 +1,4 @@
-"""What schemathesis cannot know: how a cursor, `format: cursor` in openapi.json, is written. Named in schemathesis.toml."""
+"""What schemathesis cannot know: how texts of `format: cursor` and `since` are written. Named in schemathesis.toml."""
 
 import re
 
@@ -11,6 +11,8 @@ PLACE = re.compile(r"place ([np])([0-9]{1,18})")
 
 places = st.builds("place {}{}".format, st.sampled_from("np"), st.integers(0, 10**18 - 1))
 schemathesis.openapi.format("cursor", st.just("") | places)
+durations = st.builds("{}{}".format, st.integers(0, 99), st.sampled_from("smhd"))
+schemathesis.openapi.format("since", st.sampled_from(["", "0"]) | durations)
 
 
 @schemathesis.hook

@@ -149,13 +149,17 @@ def test_the_postman_collection_has_the_same_routes_and_parameters():
         assert {field["key"] for field in request["url"].get("query", [])} == parameters(GETS[path], "query").keys()
 
 
+NAMES = {name for get in GETS.values() for name in parameters(get, "query")} | {"per-page", "limit"}
+NOT_SUPPORTED = {"/api/users": {"cursor"}}  # refused, not ignored: who walks by cursor would walk in a circle
+
+
 def test_parameters_in_the_query_are_those_that_the_app_reads(make_api, db, token):
     ticketapi.generate_tickets(db, 20, NOON, seed=7)
     api = make_api(rate=0)
     for path, get in GETS.items():
-        answer = api.get(sent_path(path) + "?page=x&per_page=x&cursor=x&per-page=x&limit=x", token=token)
+        answer = api.get(f"{sent_path(path)}?{'&'.join(f'{name}=x' for name in NAMES)}", token=token)
         refused = answer.json["errors"] if answer.status == 422 else {}
-        assert refused.keys() == parameters(get, "query").keys()
+        assert refused.keys() - NOT_SUPPORTED.get(path, set()) == parameters(get, "query").keys()
 
 
 def test_if_none_match_is_a_parameter_where_there_are_etags():
@@ -189,6 +193,12 @@ def paged_and_by_cursor(api, db, token, method, url):
     answers = [api.request(method, url + query, token=token, headers={"Origin": ORIGIN}) for query in queries]
     cursor = answers[-1].json["meta"]["next_cursor"]
     return [*answers, api.request(method, f"{url}?cursor={cursor}&per_page=2", token=token)]
+
+
+def paged(api, db, token, method, url):
+    """Ask for a page, with and without others around it, and past the end."""
+    queries = ["", "?per_page=1&page=10", "?page=99"]
+    return [api.request(method, url + query, token=token, headers={"Origin": ORIGIN}) for query in queries]
 
 
 def preflight(api, db, token, method, url):
@@ -226,8 +236,9 @@ def missing(api, db, token, method, url):
 
 
 def bad_fields(api, db, token, method, url):
-    """Send fields that cannot be used."""
-    queries = ("?page=x", "?per_page=1.5&page=x", "?cursor=x")
+    """Send fields that cannot be used, one by one and all at once."""
+    names = parameters(next(get for path, get in GETS.items() if sent_path(path) == url), "query")
+    queries = [*(f"?{name}=x" for name in names), "?" + "&".join(f"{name}=1.5" for name in names)]
     return [api.request(method, url + query, token=token, headers={"Origin": ORIGIN}) for query in queries]
 
 
@@ -257,18 +268,24 @@ DAMAGE = {  # done to the desk before it is asked: what no constraint lets in, a
         PRAGMA foreign_keys = OFF;
         DELETE FROM ticket_counts;
         ALTER TABLE users RENAME TO people;
-        CREATE TABLE users AS SELECT id, name, email, 'many' AS tickets_count FROM people;
+        CREATE TABLE users AS SELECT id, x'00' AS name, email, 'many' AS tickets_count, created_at FROM people;
+        UPDATE ticket_arrivals SET hour = '2025-12-04Tff';
     """,
-    503: "PRAGMA foreign_keys = OFF; DROP TABLE tickets; DROP TABLE ticket_counts;",
+    503: "PRAGMA foreign_keys = OFF; DROP TABLE tickets; DROP TABLE ticket_counts; DROP TABLE users;",
 }
+# What nothing in a desk can bring to a 500 but a token that cannot be read, which comes before its limit is known.
+HARDY = {"/api/tickets/{id}"}
+BAD_TOKEN = "UPDATE personal_access_tokens SET abilities = ''"
 REFUSED = {  # by the parser, whatever the route
     400: b"no colon\r\n\r\n",
     413: b"Content-Length: 65537\r\n\r\n",
     431: b"X: " + b"a" * 16 * 1024 + b"\r\n\r\n",
     501: b"Transfer-Encoding: gzip\r\n\r\n",
 }
+LIMIT_HEADERS = {"x-ratelimit-limit", "x-ratelimit-remaining", "ratelimit-policy", "ratelimit"}
 BY_DEFAULT, LISTED, NARROW = {}, {"cors_origin": (ORIGIN,)}, {"rate": 0, "cors_origin": ("off",)}
 LISTS = {path for path, get in GETS.items() if "page" in parameters(get, "query")}
+ASK_LIST = {path: paged_and_by_cursor if "cursor" in parameters(GETS[path], "query") else paged for path in LISTS}
 CASES = [
     (path, method, int(status))
     for (path, method), operation in OPERATIONS.items()
@@ -307,14 +324,15 @@ def filled(db):
 def test_an_answer_is_as_described_and_every_header_described_is_in_some_answer(make_api, filled, token, path, method, status):
     operation, url, seen = OPERATIONS[path, method], sent_path(path), set()
     response = resolve(operation["responses"][str(status)])
-    ask = paged_and_by_cursor if (method, status) == ("get", 200) and path in LISTS else ASK.get(status, plain)
-    filled.executescript(DAMAGE.get(status, ""))
+    ask = ASK_LIST[path] if (method, status) == ("get", 200) and path in LISTS else ASK.get(status, plain)
+    hardy = status == 500 and path in HARDY
+    filled.executescript(BAD_TOKEN if hardy else DAMAGE.get(status, ""))
     for settings in (BY_DEFAULT, LISTED) if status == 204 else (BY_DEFAULT, LISTED, NARROW):
         for answer in ask(make_api(**settings), filled, token, method.upper(), url):
             assert answer.status == status
             assert_described(answer, response)
             seen |= answer.headers.keys()
-    assert {name.lower() for name in response["headers"]} <= seen
+    assert {name.lower() for name in response["headers"]} - (LIMIT_HEADERS if hardy else set()) <= seen
 
 
 @pytest.fixture(scope="module")

@@ -117,9 +117,13 @@ def test_a_request_is_complete(item):
     assert len(item["response"]) == 1
 
 
-@pytest.mark.parametrize("item", items("Tickets") + items("Users"), ids=names(items("Tickets") + items("Users")))
+LISTS = [item for item in items("Tickets") + items("Users") if not item["name"].startswith("One ")]
+
+
+@pytest.mark.parametrize("item", LISTS, ids=names(LISTS))
 def test_a_list_tells_of_its_parameters(item):
-    assert {field["key"] for field in item["request"]["url"]["query"]} == {"page", "per_page", "cursor"}
+    paged = {"page", "per_page"} if item["name"] == "Customers" else {"page", "per_page", "cursor"}
+    assert {field["key"] for field in item["request"]["url"]["query"]} == paged
 
 
 # The examples ------------------------------------------------------------------------------------
