@@ -34,8 +34,13 @@ Security rules
     - Every request under /api is in the audit log before its answer is sent, with secrets redacted.
     - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
     - A request that a proxy could read in another way is refused: two lengths, two hosts, two tokens, a folded line.
+    - The pages run their own script alone, name it by its hash, and ask this server alone.
     - What clients send is bounded (headers, bodies, connections, time, buckets), and escaped before a person reads it.
     - Only a proxy named by --trusted-proxy is believed when it says who the client is.
+
+The pages
+    / is the dashboard and /docs the reference, one HTML file each with script and style inside, beside this module. They use
+    the API as any client does, with a token that is pasted into them.
 
 Rooms, top to bottom; each uses only those above it
     1 Settings and errors   2 Database   3 Queries   4 Operations   5 Plugins   6 Routes   7 Scheduler   8 Server
@@ -165,6 +170,7 @@ MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs 
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
 
 DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
+DEMO_ABILITIES = (READ_TICKETS, READ_AUDITS, READ_METRICS)  # all that there is to see
 
 
 @dataclass(frozen=True)
@@ -4976,6 +4982,8 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     scheduler.start()
     print(f"Listening on {url}", flush=True)
     log.info("ticketapi %s serves %s with %s", __version__, settings.db, describe_schedule(settings))
+    if url.startswith("http"):  # not a Unix socket's
+        log.info("the dashboard is at %s/", url)
     notify_systemd(os.environ, "READY=1")
     server.run(beat)
     notify_systemd(os.environ, "STOPPING=1")
@@ -5014,9 +5022,10 @@ def fill_demo_desk(db: sqlite3.Connection, settings: Settings, url: str) -> None
         hint(f"{settings.db} has tickets already, so --demo changes nothing. A token: {program_call(settings, 'token create')}")
         return
     made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, now, DEMO_SEED)
-    token = create_token(db, settings.user, "demo", settings.ability, 0, now)
+    token = create_token(db, settings.user, "demo", DEMO_ABILITIES, 0, now)
     hint(f"The desk has {made} tickets of the last {DEMO_DAYS} days, {closed} of them closed. Try, with a token of its own:")
     hint(f"  curl -H 'Authorization: Bearer {token['token']}' {url}/api/stats")
+    hint(f"Open {url}/ and paste the token: {token['token']}")
 
 
 def suggest_next_steps(db: sqlite3.Connection, settings: Settings) -> None:

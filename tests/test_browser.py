@@ -38,7 +38,7 @@ class Desk:
     """A desk with a server, whose audit log tells what the page asked for."""
 
     def __init__(self, folder, tickets=0):
-        self.folder, self.path, self.served = folder, folder / "ticketapi.db", None
+        self.folder, self.path, self.served, self.ids = folder, folder / "ticketapi.db", None, {}
         with closing(ticketapi.open_database(self.path, "desk")) as db:
             now = ticketapi.wall_microseconds()
             if tickets:
@@ -50,10 +50,12 @@ class Desk:
         self.served = Served(*(arguments or ["--no-scheduler"]), cwd=self.folder)
         return self
 
-    def token(self, *abilities, email=ticketapi.OPERATOR_EMAIL):
-        """Make a token."""
+    def token(self, *abilities):
+        """Make a token of a user of its own, and so with a limit of its own."""
+        email = f"user{len(self.ids)}@example.com"
         with closing(ticketapi.open_database(self.path, "desk")) as db:
             made = ticketapi.create_token(db, email, "browser", abilities or ALL, 0, ticketapi.wall_microseconds())
+        self.ids[made["token"]] = made["id"]
         return made["token"]
 
     def run(self, *words):
@@ -109,6 +111,14 @@ def shown(tmp_path_factory):
     desk.served.stop()
 
 
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A desk that commands change, with the limit as it is by default."""
+    desk = Desk(tmp_path_factory.mktemp("live"), 60).serve()
+    yield desk
+    desk.served.stop()
+
+
 @pytest.fixture
 def visit(browser):
     """Return a function that opens tabs of one browser; afterwards no error and no request elsewhere may have been seen."""
@@ -152,6 +162,11 @@ def figure(page, name):
     return page.locator(f"#{name}")
 
 
+def number(page, name):
+    """Return a figure of the queue now as a number."""
+    return int(figure(page, name).inner_text().replace(",", ""))
+
+
 def pass_time(page, seconds=5):
     """Let the clock of all tabs jump."""
     page.context.clock.fast_forward(seconds * 1000)
@@ -163,7 +178,7 @@ def settle(desk):
 
     def is_quiet():
         seen.append(desk.last())
-        return seen[-1] == seen[-2] and len(seen) > 4
+        return seen[-1] == seen[-2] and len(seen) > 3
 
     wait_for(is_quiet)
     return seen[-1]
@@ -209,31 +224,29 @@ def test_the_token_is_kept_for_this_tab_alone_until_it_signs_out(shown, visit):
     assert subject not in page.evaluate("document.body.textContent")
 
 
-def test_a_token_that_is_revoked_signs_all_its_tabs_out(desks, visit):
-    desk = desks(30).serve()
-    token = desk.token()
-    page = visit(desk, token)
-    other = visit(desk, token, page.context)
-    desk.run("token", "revoke", "1")
+def test_a_token_that_is_revoked_signs_all_its_tabs_out(live, visit):
+    token = live.token()
+    page = visit(live, token)
+    other = visit(live, token, page.context)
+    after = settle(live)
+    live.run("token", "revoke", str(live.ids[token]))
     pass_time(page)
     for tab in (page, other):
         expect(tab.get_by_role("alert")).to_contain_text("revoked")
         assert tab.evaluate("sessionStorage.length") == 0
-    assert [status for _, status, _ in desk.requests()].count(401) == 1
+    assert [status for _, status, _ in live.requests(after)] == [401]
 
 
 # What it shows -----------------------------------------------------------------------------------
 
 
-def test_the_numbers_change_by_themselves_after_generate(desks, visit):
-    desk = desks(60).serve()
-    page = visit(desk, desk.token())
-    before = int(figure(page, "open-count").inner_text())
-    desk.run("generate", "--count", "1234")
+def test_the_numbers_change_by_themselves_after_generate(live, visit):
+    page = visit(live, live.token())
+    before = number(page, "open-count")
+    live.run("generate", "--count", "1234")
     pass_time(page)
     expect(figure(page, "open-count")).to_have_text(f"{before + 1234:,}")
     expect(page).to_have_title(re.compile(f"^{before + 1234:,} open"))
-    expect(page.locator("#open-list nav")).to_contain_text("1 of 1")
 
 
 def test_an_empty_desk_says_how_to_fill_it_and_fills_by_itself(desks, visit):
@@ -344,8 +357,7 @@ def test_requests_are_for_tokens_that_may_read_audits_and_others_ask_once(shown,
     expect(page.locator("#audits tr").first).to_contain_text("GET /api/")
     expect(page.locator("#routes")).to_contain_text("tickets.open")
     expect(page.locator("#limiter-note")).to_contain_text("No limit")
-    shown.run("token", "create")
-    after, token = shown.last(), shown.token("read:tickets", email="clerk@example.com")
+    after, token = shown.last(), shown.token("read:tickets")
     page = visit(shown, token)
     wait_for(lambda: any(status == 403 for _, status, _ in shown.requests(after)))
     other = visit(shown, token, page.context)
@@ -365,12 +377,11 @@ def test_the_scheduler_is_shown_with_its_next_and_last_runs(desks, visit):
     expect(rows.filter(has_text="process")).to_contain_text(re.compile(r"1 d.*in \d+ (h|min).*not yet"))
 
 
-def test_ages_follow_the_servers_clock_and_tick(desks, visit):
-    desk = desks(30).serve()
-    token, context = desk.token(), visit.context()
+def test_ages_follow_the_servers_clock_and_tick(live, visit):
+    token, context = live.token(), visit.context()
     context.clock.set_system_time(time.time() + 3 * ticketapi.HOUR)
-    page = visit(desk, token, context)
-    opened = ticketapi.parse_time(desk.ask("/api/tickets/open?per_page=1", token)["data"][0]["created_at"]) / 1e6
+    page = visit(live, token, context)
+    opened = ticketapi.parse_time(live.ask("/api/tickets/open?per_page=1", token)["data"][0]["created_at"]) / 1e6
 
     def shown_age():
         days, hours, minutes, seconds = re.fullmatch(
@@ -382,34 +393,32 @@ def test_ages_follow_the_servers_clock_and_tick(desks, visit):
     before = shown_age()
     assert abs(before - (time.time() - opened)) < 5
     context.clock.run_for(3000)
-    assert shown_age() - before in (3, 4, 5)
+    assert 3 <= shown_age() - before < 10
 
 
 # What it asks for --------------------------------------------------------------------------------
 
 
-def test_while_nothing_changes_it_asks_one_conditional_question_every_five_seconds(desks, visit):
-    desk = desks(30).serve()
-    page = visit(desk, desk.token())
-    after = settle(desk)
+def test_while_nothing_changes_it_asks_one_conditional_question_every_five_seconds(live, visit):
+    page = visit(live, live.token())
+    after = settle(live)
     for count in range(1, 5):
         pass_time(page)
-        wait_for(lambda count=count: len(desk.requests(after)) == count)
-    assert {row[:2] for row in desk.requests(after)} == {("api/stats", 304)}
+        wait_for(lambda count=count: len(live.requests(after)) == count)
+    assert {row[:2] for row in live.requests(after)} == {("api/stats", 304)}
 
 
-def test_when_the_figures_changed_it_asks_for_the_rest_once(desks, visit):
-    desk = desks(30).serve()
-    page = visit(desk, desk.token())
-    after = settle(desk)
-    desk.run("generate")
+def test_when_the_figures_changed_it_asks_for_the_rest_once(live, visit):
+    page = visit(live, live.token())
+    after = settle(live)
+    live.run("generate")
     pass_time(page)
-    wait_for(lambda: len(desk.requests(after)) >= 7)
-    settle(desk)
-    paths = [path for path, _, _ in desk.requests(after)]
+    wait_for(lambda: len(live.requests(after)) >= 7)
+    settle(live)
+    paths = [path for path, _, _ in live.requests(after)]
     rest = ["audits", "audits/summary", "schedule", "series", "stats", "tickets/closed", "tickets/open"]
     assert sorted(paths) == [f"api/{path}" for path in rest]
-    assert dict(row[:2] for row in desk.requests(after))["api/tickets/closed"] == 304
+    assert dict(row[:2] for row in live.requests(after))["api/tickets/closed"] == 304
 
 
 def test_half_of_the_limit_is_left_for_clicks_and_scripts(desks, visit):
@@ -426,70 +435,66 @@ def test_half_of_the_limit_is_left_for_clicks_and_scripts(desks, visit):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "desk.test"])
-def test_two_tabs_cost_what_one_costs(desks, visit, host):
-    desk = desks(30).serve("--rate", "60", "--no-scheduler")
-    token = desk.token()
-    page = visit(desk, token, host=host)
+def test_two_tabs_cost_what_one_costs(live, visit, host):
+    token = live.token()
+    page = visit(live, token, host=host)
     assert page.evaluate("Boolean(navigator.locks)") == (host == "127.0.0.1")
     expect(page.locator("#audits tr").first).to_be_attached()
-    after = settle(desk)
-    other = visit(desk, token, page.context, host=host)
-    assert len(desk.requests(after)) == 1  # the token was tried
-    after = settle(desk)
-    desk.run("generate", "--count", "40")
-    before = int(figure(page, "open-count").inner_text())
+    after = settle(live)
+    other = visit(live, token, page.context, host=host)
+    assert len(live.requests(after)) == 1  # the token was tried
+    after = settle(live)
+    live.run("generate", "--count", "40")
+    before = number(page, "open-count")
     pass_time(page)
     for tab in (page, other):
-        expect(figure(tab, "open-count")).to_have_text(str(before + 40))
-    settle(desk)
-    paths = [path for path, _, _ in desk.requests(after)]
+        expect(figure(tab, "open-count")).to_have_text(f"{before + 40:,}")
+    settle(live)
+    paths = [path for path, _, _ in live.requests(after)]
     assert sorted(set(paths)) == sorted(paths)
 
 
-def test_a_click_in_a_tab_that_does_not_lead_is_answered_too(desks, visit):
-    desk = desks(60).serve()
-    token = desk.token()
-    page = visit(desk, token)
-    other = visit(desk, token, page.context)
+def test_a_click_in_a_tab_that_does_not_lead_is_answered_too(live, visit):
+    token = live.token()
+    page = visit(live, token)
+    other = visit(live, token, page.context)
     assert [tab.evaluate("leading") for tab in (page, other)] == [True, False]
     other.get_by_role("button", name="Next page").first.click()
     expect(other.locator("#open-list nav")).to_contain_text("2 of")
     expect(page.locator("#open-list nav")).to_contain_text("1 of")
 
 
-def test_ten_tabs_stay_inside_the_limit(desks, visit):
-    desk = desks(30).serve()
-    token = desk.token()
-    pages = [visit(desk, token)]
-    pages += [visit(desk, token, pages[0].context) for _ in range(9)]
-    before, after = int(figure(pages[0], "open-count").inner_text()), settle(desk)
+def test_ten_tabs_stay_inside_the_limit(live, visit):
+    token, begun = live.token(), live.last()
+    pages = [visit(live, token)]
+    pages += [visit(live, token, pages[0].context) for _ in range(9)]
+    before, after = number(pages[0], "open-count"), settle(live)
     for count in range(1, 7):
         pass_time(pages[0])
-        wait_for(lambda count=count: len(desk.requests(after)) == count)
-    desk.run("generate", "--count", "5")
+        wait_for(lambda count=count: len(live.requests(after)) == count)
+    live.run("generate", "--count", "5")
     pass_time(pages[0])
     for page in pages:
-        expect(figure(page, "open-count")).to_have_text(str(before + 5))
+        expect(figure(page, "open-count")).to_have_text(f"{before + 5:,}")
         expect(page.get_by_role("status")).to_be_empty()
-    assert {status for _, status, _ in desk.requests()} == {200, 304}
+    assert {status for _, status, _ in live.requests(begun)} == {200, 304}
 
 
-def test_a_hidden_tab_pauses_and_hands_over(desks, visit):
-    desk = desks(30).serve()
-    token = desk.token()
-    page = visit(desk, token)
-    other = visit(desk, token, page.context)
+def test_a_hidden_tab_pauses_and_hands_over(live, visit):
+    token = live.token()
+    page = visit(live, token)
+    other = visit(live, token, page.context)
     page.evaluate(HIDE % "true")
     wait_for(lambda: other.evaluate("leading"))
-    after = settle(desk)
+    after = settle(live)
     pass_time(page)
-    wait_for(lambda: len(desk.requests(after)) == 1)
+    wait_for(lambda: len(live.requests(after)) == 1)
     other.evaluate(HIDE % "true")
     for _ in range(3):
         pass_time(page, 60)
-    assert len(desk.requests(after)) == 1
+    assert len(live.requests(after)) == 1
     page.evaluate(HIDE % "false")
-    wait_for(lambda: len(desk.requests(after)) > 1)
+    wait_for(lambda: len(live.requests(after)) > 1)
 
 
 # What it does when something fails ---------------------------------------------------------------
@@ -498,7 +503,7 @@ def test_a_hidden_tab_pauses_and_hands_over(desks, visit):
 def test_a_server_that_is_gone_is_told_and_found_again(desks, visit):
     desk = desks(30).serve()
     page = visit(desk, desk.token())
-    before, port = int(figure(page, "open-count").inner_text()), desk.served.port
+    before, port = number(page, "open-count"), desk.served.port
     settle(desk)
     desk.served.stop()
     pass_time(page)
@@ -523,18 +528,17 @@ def test_signing_in_at_a_server_that_is_gone_is_told(desks, visit):
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
 
 
-def test_a_limit_that_is_reached_is_told_and_waited_for(desks, visit):
-    desk = desks(60).serve()
-    token = desk.token()
-    page = visit(desk, token)
-    after = settle(desk)
-    while (answer := desk.served.get("/api/stats", token=token)).status != 429:
+def test_a_limit_that_is_reached_is_told_and_waited_for(live, visit):
+    token = live.token()
+    page = visit(live, token)
+    after = settle(live)
+    while (answer := live.served.get("/api/stats", token=token)).status != 429:
         pass
     page.get_by_role("button", name="Next page").first.click()
     expect(page.get_by_role("status")).to_contain_text("The limit of 30 requests a minute is reached. Going on in")
     expect(page.locator("#open-list nav")).to_contain_text("2 of")
     expect(page.get_by_role("status")).to_be_empty()
-    statuses = [status for _, status, _ in desk.requests(after)]
+    statuses = [status for _, status, _ in live.requests(after)]
     assert statuses.count(429) == 1  # it waited as long as it was told to
     assert int(answer.headers["retry-after"]) >= 1
 
@@ -599,14 +603,13 @@ def test_the_keyboard_is_enough(shown, visit):
     expect(page.locator("#open-list tbody button").first).to_be_focused()
 
 
-def test_the_focus_stays_in_a_list_whose_tickets_are_closed(desks, visit):
-    desk = desks(60).serve("--rate", "0", "--no-scheduler")
-    page = visit(desk, desk.token())
-    settle(desk)
+def test_the_focus_stays_in_a_list_whose_tickets_are_closed(live, visit):
+    page = visit(live, live.token())
+    settle(live)
     first = page.locator("#open-list tbody button").first
     subject = first.inner_text()
     first.focus()
-    desk.run("process")
+    live.run("process")
     pass_time(page)
     expect(first).not_to_have_text(subject)
     expect(first).to_be_focused()
@@ -639,7 +642,8 @@ def test_a_shared_answer_holds_no_token(shown, visit):
     name = page.evaluate("channel.name")
     assert token not in name
     listener.evaluate(
-        "name => { window.heard = []; window.ear = new BroadcastChannel(name); ear.onmessage = ({data}) => heard.push(data) }", name
+        "name => { window.heard = []; window.ear = new BroadcastChannel(name); ear.onmessage = ({data}) => heard.push(data) }",
+        name,
     )
     pass_time(page)
     wait_for(lambda: listener.evaluate("heard.length"))
