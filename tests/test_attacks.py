@@ -38,7 +38,7 @@ ANSWER = re.compile(rb"HTTP/1\.[01] (\d{3}) [ -~]*\r\n((?:[!#$%&'*+.^_`|~0-9A-Za
 def read_answers(data):
     """Return the answers in what a connection brought, and the rest: nothing unless one is cut or malformed.
 
-    Every body of ours is a JSON object or a page, so that an answer to HEAD, which has a length but no body, is told by what follows.
+    Every body of ours is a JSON object or a page: an answer to HEAD, which has a length but no body, is told by what follows.
     """
     answers = []
     while found := ANSWER.match(data):
