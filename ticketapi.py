@@ -4981,9 +4981,8 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
 
     scheduler.start()
     print(f"Listening on {url}", flush=True)
-    log.info("ticketapi %s serves %s with %s", __version__, settings.db, describe_schedule(settings))
-    if url.startswith("http"):  # not a Unix socket's
-        log.info("the dashboard is at %s/", url)
+    page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
+    log.info("ticketapi %s serves %s with %s%s", __version__, settings.db, describe_schedule(settings), page)
     notify_systemd(os.environ, "READY=1")
     server.run(beat)
     notify_systemd(os.environ, "STOPPING=1")
