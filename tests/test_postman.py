@@ -16,7 +16,7 @@ PATH = ROOT / "postman" / "ticketapi.postman_collection.json"
 TEXT = PATH.read_text()
 COLLECTION = json.loads(TEXT)
 SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
-FOLDERS = ["Tickets", "Users", "Stats", "Operation", "Health", "Description"]
+FOLDERS = ["Tickets", "Users", "Stats", "Operation", "Health", "Description", "Pages"]
 CONTRACT = ROOT / "tests" / "contract"
 newman = pytest.mark.skipif(not shutil.which("newman"), reason="needs newman: npm install --global newman")
 

@@ -199,6 +199,9 @@ def test_demo_fills_an_empty_desk_and_its_curl_line_works(serve):
     assert curl == "curl"
     assert url.startswith(served.url)
     answer = served.get(url[len(served.url) :], headers=[header.split(": ")])
+    link, token = re.fullmatch(r"Open (\S+) and paste the token: (\S+)\n", served.process.stderr.readline()).groups()
+    assert (link, header) == (f"{served.url}/", f"Authorization: Bearer {token}")
+    assert served.get("/").headers["content-type"] == "text/html; charset=utf-8"
     total, waiting = answer.json["total_tickets"], answer.json["total_unprocessed_tickets"]
     assert (total, total - waiting) == (int(figures[1]), int(figures[2]))
     assert total == 10_000
