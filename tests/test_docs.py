@@ -320,7 +320,7 @@ def properties_alone(shown):
     schemas = "|".join(DOCUMENT["components"]["schemas"])
     for operation in shown.values():
         for answer in operation["answers"].values():
-            others = rf"{schemas}|alternative \d|any other key|/.+/"
+            others = rf"{schemas}|alternative \d|any(?: other)? key|/.+/"
             answer["properties"] = [name for name in answer["properties"] if not re.fullmatch(others, name)]
     return shown
 
@@ -409,7 +409,10 @@ STRANGE = {
                     "children": {"type": "array", "items": {"$ref": "#/components/schemas/a~1b"}},
                     "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
                     "grid": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
-                    "both": {"allOf": [{"properties": {"left": {"type": "string"}}}, {"properties": {"right": {}}}]},
+                    "both": {
+                        "allOf": [{"properties": {"left": {"type": "string", "minLength": 1}}}, {"properties": {"right": {}}}]
+                    },
+                    "some": {"properties": {"one": {"maximum": 2**63 - 1}}, "additionalProperties": {"maxProperties": 3}},
                     "codes": {"type": "object", "patternProperties": {"^[0-9]$": {"type": "boolean"}}},
                     "round": {"$ref": "#/components/schemas/a~0b"},
                     "any": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"deep": {"const": 1}}}]},
@@ -435,7 +438,21 @@ def test_any_document_can_be_shown(visit):
     assert page.locator("img").count() == 0
     rows = page.locator(".tree .name").all_inner_texts()
     assert rows == [
-        *("children", "counts", "any other key", "grid", "both", "left", "right", "codes", "/^[0-9]$/", "round"),
+        *(
+            "children",
+            "counts",
+            "any key",
+            "grid",
+            "both",
+            "left",
+            "right",
+            "some",
+            "one",
+            "any other key",
+            "codes",
+            "/^[0-9]$/",
+            "round",
+        ),
         *("any", "alternative 1", "alternative 2", "deep", "open"),
     ]
     tree = " ".join(page.locator(".tree").inner_text().split())
@@ -443,9 +460,12 @@ def test_any_document_can_be_shown(visit):
         "array of a~1b · as above",
         "grid array of arrays, may",
         "deep always 1",
-        "missing · 2 items at least",
+        "missing · at least 2 items",
+        "left string, may be missing · at least 1 character",
+        "any other key anything · at most 3 keys",
     ):
         assert text in tree
+    assert "9223372036854" not in tree  # JavaScript cannot hold it
     assert "1 to 9 · for example 3" in page.locator(".parameters").inner_text()
     needs = "Needs no token where the text says so, else one with the ability read:metrics."
     assert needs in page.locator(".words").inner_text()
@@ -706,6 +726,14 @@ def test_who_wants_no_motion_gets_none(visit):
         page.emulate_media(reduced_motion=motion)
         behaviours.append(page.evaluate("getComputedStyle(document.documentElement).scrollBehavior"))
     assert behaviours == ["smooth", "auto"]
+
+
+def test_the_list_of_routes_is_scrolled_along(visit):
+    page = visit(viewport={"width": 1280, "height": 320})
+    last = page.locator(".entry a").last
+    last.evaluate("link => { location.hash = link.hash; }")
+    page.locator(".entry:last-child a[aria-current]", has_text=last.inner_text().split()[-1]).wait_for()
+    assert last.evaluate("link => link.getBoundingClientRect().bottom <= innerHeight")
 
 
 def test_answers_lead_on_to_other_operations(visit):
