@@ -401,6 +401,7 @@ STRANGE = {
     },
     "components": {
         "schemas": {
+            "word": {"type": "string", "format": "word"},
             "a~b": {"$ref": "#/components/schemas/a~0b"},
             "a/b": {
                 "type": "object",
@@ -415,7 +416,15 @@ STRANGE = {
                     "some": {"properties": {"one": {"maximum": 2**63 - 1}}, "additionalProperties": {"maxProperties": 3}},
                     "codes": {"type": "object", "patternProperties": {"^[0-9]$": {"type": "boolean"}}},
                     "round": {"$ref": "#/components/schemas/a~0b"},
-                    "any": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"deep": {"const": 1}}}]},
+                    "any": {
+                        "anyOf": [
+                            {"$ref": "#/components/schemas/word"},
+                            {"type": "object", "properties": {"deep": {"const": 1}}},
+                        ]
+                    },
+                    "two": {
+                        "oneOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}, {"$ref": "#/components/schemas/a~1b"}]
+                    },
                     "open": {"type": "array", "minItems": 2},
                 },
             },
@@ -453,7 +462,7 @@ def test_any_document_can_be_shown(visit):
             "/^[0-9]$/",
             "round",
         ),
-        *("any", "alternative 1", "alternative 2", "deep", "open"),
+        *("any", "word", "alternative 2", "deep", "two", "alternative 1", "x", "alternative 2", "y", "a~1b", "open"),
     ]
     tree = " ".join(page.locator(".tree").inner_text().split())
     for text in (
@@ -461,6 +470,8 @@ def test_any_document_can_be_shown(visit):
         "grid array of arrays, may",
         "deep always 1",
         "missing · at least 2 items",
+        "any string (word) or object, may",
+        "two object or a~1b, may",
         "left string, may be missing · at least 1 character",
         "any other key anything · at most 3 keys",
     ):
