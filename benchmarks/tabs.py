@@ -3,8 +3,8 @@
 
     python3 benchmarks/tabs.py [--seconds 60] [--tickets 100000]
 
-A real Chromium shows the page of a desk on which a ticket arrives, and one is closed, every five seconds, with the limit as it is
-by default. No tab is hidden, as if they were windows side by side. Needs Chromium and Playwright for Python. Linux only.
+A real Chromium shows the page of a desk on which a ticket arrives, and one is closed, every five seconds, with the limit as it
+is by default. No tab is hidden, as if they were windows side by side. Needs Chromium and Playwright for Python. Linux only.
 """
 
 from __future__ import annotations

@@ -161,11 +161,12 @@ def make_api(desk, db, clock):
     """Return a function that makes an Api over the desk, with settings of its own."""
     made = []
 
-    def make(**settings):
+    def make(schedule=None, **settings):
         chosen = replace(ticketapi.Settings(db=desk), **settings)
         readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
         made.extend((readers, audit))
-        return Api(chosen, clock, readers, audit, ticketapi.make_app(chosen, readers, audit, clock))
+        app = ticketapi.make_app(chosen, readers, audit, clock, schedule=schedule)
+        return Api(chosen, clock, readers, audit, app)
 
     yield make
     for item in made:

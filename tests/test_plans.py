@@ -111,6 +111,10 @@ def run_commands(path):
         "token prune",
         "process --json",
         "check",
+        "tickets --limit 300",
+        "tickets closed",
+        "tickets 1",
+        "stats",
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         for command in commands:
@@ -169,6 +173,10 @@ def ask_everything(api, token, author):
     missing = ("/api/users/999999999/tickets", "/api/tickets/999999999", "/api/users/999999999", "/api/nope")
     for path, status in [*((path, 200) for path in found), *((path, 404) for path in missing)]:
         assert api.get(path, token=token).status == status
+    for query in ("", "?user=bob@example.com", "?status=5xx&since=1d"):
+        assert api.get(f"/api/audits{query}", token=token).status == 200
+    for path in ("/api/audits/summary", "/api/schedule", "/metrics"):
+        assert api.get(path, token=token).status == 200
     assert api.get("/api/stats", token=ticketapi.new_token_text()).status == 401
     assert api.request("OPTIONS", "/api/stats").status == 200
     api.audit.commit(0.0)
@@ -249,6 +257,8 @@ def test_what_is_allowed_is_allowed_to_a_query_that_there_is(ran):
         ("find_ticket", "INTEGER PRIMARY KEY (rowid=?)"),
         ("find_closed_at", "tickets_closed (closed_number=?)"),
         ("find_open_ticket_before", "tickets_open (id<?)"),
+        ("find_created_at", "INTEGER PRIMARY KEY (rowid=?)"),
+        ("find_closed_at", "tickets_closed (closed_number=?)"),
         ("find_top_user", "users_by_tickets_count (tickets_count>?)"),
         ("list_audits", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
         ("list_audits_back", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
@@ -301,6 +311,9 @@ def steps_of(db, function, *arguments):
         ("list_closed_tickets", (1, 50)),
         ("list_user_tickets", (1, 3, 1)),
         ("count_tickets", (2,)),
+        ("find_ticket", (7,)),
+        ("find_created_at", (7,)),
+        ("find_closed_at", (7,)),
     ],
 )
 def test_a_query_takes_the_same_steps_on_a_desk_ten_times_as_large(desks, name, arguments):
