@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import NOON, ROOT, Served
+from conftest import NOON, ROOT, Served, wait_for
 
 import ticketapi
 
@@ -281,6 +281,11 @@ def shown_operation(path, method, operation):
     }
 
 
+def until(page, script, argument=None):
+    """Wait until a script is true. Playwright's own way evaluates it from a timer, where the page's policy forbids that."""
+    return wait_for(lambda: page.evaluate(script, argument))
+
+
 OPEN_ALL = """(id) => {
     const all = [...(document.getElementById(id) ?? document).querySelectorAll("details")];
     for (const one of all) one.open = true;
@@ -327,7 +332,7 @@ def properties_alone(shown):
 
 def test_every_operation_is_shown_with_all_that_the_document_says(visit):
     page = visit()
-    page.wait_for_function(OPEN_ALL)
+    until(page, OPEN_ALL)
     shown = properties_alone(page.evaluate(READ_ALL))
     assert shown.keys() == {operation["operationId"] for _, _, operation in OPERATIONS}
     for path, method, operation in OPERATIONS:
@@ -436,7 +441,7 @@ STRANGE = {
 def test_any_document_can_be_shown(visit):
     """Schemas in circles, words for what ours does not use, and marks that are no markup."""
     page = visit(openapi=lambda route: route.fulfill(json=STRANGE))
-    page.wait_for_function(OPEN_ALL)
+    until(page, OPEN_ALL)
     about = by_id(page, "about")
     assert about.locator("li").all_inner_texts() == ["one", "two, with a link", "first"]
     assert about.locator("a").evaluate_all("links => links.map((a) => a.getAttribute('href'))") == [
@@ -693,8 +698,8 @@ def test_an_address_leads_to_its_place(visit):
     page = visit("/docs#users.tickets")
     for name in ("users.tickets", "errors", "stats.options"):
         page.evaluate("name => { location.hash = name; }", name)
-        page.wait_for_function("name => document.getElementById(name).contains(document.activeElement)", arg=name)
-        page.wait_for_function("name => document.getElementById(name).getBoundingClientRect().top < innerHeight / 2", arg=name)
+        until(page, "name => document.getElementById(name).contains(document.activeElement)", name)
+        until(page, "name => document.getElementById(name).getBoundingClientRect().top < innerHeight / 2", name)
     trial(page, "stats.options").wait_for()  # what was folded is open
 
 
@@ -760,10 +765,10 @@ def test_on_a_phone_the_routes_fold_away_and_nothing_sticks_out(visit):
     menu.get_by_text("Routes", exact=True).click()
     page.locator(".side a", has_text="/ready").click()
     assert menu.get_attribute("open") is None
-    page.wait_for_function(OPEN_ALL)
+    until(page, OPEN_ALL)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.set_viewport_size(WIDE)
-    page.wait_for_function("document.getElementById('menu').open")
+    until(page, "document.getElementById('menu').open")
 
 
 def tab_to(page, target):
@@ -784,7 +789,7 @@ def test_the_keyboard_is_enough(visit, make_token):
     page.get_by_label("Filter the routes").focus()
     page.keyboard.type("stats")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.tagName === 'H3'")
+    until(page, "document.activeElement.tagName === 'H3'")
     tab_to(page, trial(page, "stats").get_by_label("Paste a token"))
     page.keyboard.type(make_token())
     page.keyboard.press("Enter")
@@ -815,7 +820,7 @@ def test_axe_finds_nothing_wrong_with_a_route_that_was_tried(visit, make_token, 
     send(page, "stats")
     use(page, "stats", make_token())
     send(page, "stats.options")
-    page.wait_for_function(OPEN_ALL, arg="stats")
+    until(page, OPEN_ALL, "stats")
     page.locator("#menu").evaluate("menu => { menu.open = true; }")
     page.get_by_label("Filter the routes").fill("/api/stats")
     assert violations(page) == []
