@@ -4328,6 +4328,42 @@ TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQL
 USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
 
 
+class Route(NamedTuple):
+    """A route of the app: its rule and name, its handler, and what plugins are to know of it."""
+
+    rule: str
+    name: str
+    handler: Callable[..., bytes]
+    config: Mapping[str, Any]
+
+
+def desk_routes(readers: Readers) -> list[Route]:
+    """Return the routes that show the desk."""
+    handlers: tuple[tuple[str, str, Callable[..., bytes]], ...] = (
+        ("/api/tickets/open", "tickets.open", show_open_tickets),
+        ("/api/tickets/closed", "tickets.closed", show_closed_tickets),
+        (TICKET, "tickets.show", show_ticket),
+        ("/api/users", "users", show_users),
+        (USER, "users.show", show_user),
+        (f"{USER}/tickets", "users.tickets", show_user_tickets),
+        ("/api/stats", "stats", show_stats),
+        ("/api/series", "series", show_series),
+    )
+    return [Route(rule, name, partial(handler, readers), {"ability": READ_TICKETS}) for rule, name, handler in handlers]
+
+
+def open_routes(settings: Settings, readers: Readers, schedule: Schedule) -> list[Route]:
+    """Return the routes that need no token: for monitors, for tools that learn the API, for people."""
+    handlers: tuple[tuple[str, str, Callable[..., bytes]], ...] = (
+        ("/up", "up", partial(show_up, schedule)),
+        ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db))),
+        ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api()))),
+        ("/", "dashboard", partial(show_page, load_page("dashboard.html"))),
+        ("/docs", "docs", partial(show_page, load_page("docs.html"))),
+    )
+    return [Route(*handler, {}) for handler in handlers]
+
+
 def make_app(
     settings: Settings,
     readers: Readers,
@@ -4347,30 +4383,17 @@ def make_app(
     authenticate, throttle = Authenticate(readers), Throttle(settings.rate)
     for plugin in (CatchErrors(), OpenToThisMachine(), authenticate, throttle, Authorize()):  # outermost first
         app.install(plugin)
-    summary = partial(show_audits_summary, traffic, throttle.buckets, authenticate.guesses)
-    metrics = partial(show_metrics, settings, readers, audit, traffic, schedule)
-    handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, Any]], ...] = (
-        ("/api/tickets/open", "tickets.open", partial(show_open_tickets, readers), {"ability": READ_TICKETS}),
-        ("/api/tickets/closed", "tickets.closed", partial(show_closed_tickets, readers), {"ability": READ_TICKETS}),
-        (TICKET, "tickets.show", partial(show_ticket, readers), {"ability": READ_TICKETS}),
-        ("/api/users", "users", partial(show_users, readers), {"ability": READ_TICKETS}),
-        (USER, "users.show", partial(show_user, readers), {"ability": READ_TICKETS}),
-        (f"{USER}/tickets", "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
-        ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
-        ("/api/series", "series", partial(show_series, readers), {"ability": READ_TICKETS}),
-        ("/api/audits", "audits", partial(show_audits, readers, settings.audit_db), {"ability": READ_AUDITS}),
-        ("/api/audits/summary", "audits.summary", summary, {"ability": READ_AUDITS}),
-        ("/api/schedule", "schedule", partial(show_schedule, schedule), {"ability": READ_TICKETS}),
-        ("/up", "up", partial(show_up, schedule), {}),
-        ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
-        ("/metrics", "metrics", metrics, {"ability": READ_METRICS, "open_locally": True}),
-        ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api())), {}),
-        ("/", "dashboard", partial(show_page, load_page("dashboard.html")), {}),
-        ("/docs", "docs", partial(show_page, load_page("docs.html")), {}),
+    audits, summary = partial(show_audits, readers, settings.audit_db), partial(show_audits_summary, traffic)
+    limits, metrics = (throttle.buckets, authenticate.guesses), partial(show_metrics, settings, readers, audit)
+    operator_routes = (
+        Route("/api/audits", "audits", audits, {"ability": READ_AUDITS}),
+        Route("/api/audits/summary", "audits.summary", partial(summary, *limits), {"ability": READ_AUDITS}),
+        Route("/api/schedule", "schedule", partial(show_schedule, schedule), {"ability": READ_TICKETS}),
+        Route("/metrics", "metrics", partial(metrics, traffic, schedule), {"ability": READ_METRICS, "open_locally": True}),
     )
-    for rule, name, handler, config in handlers:
-        app.route(rule, "GET", handler, name=name, **config)
-        app.route(rule, "OPTIONS", show_options)
+    for route in (*desk_routes(readers), *operator_routes, *open_routes(settings, readers, schedule)):
+        app.route(route.rule, "GET", route.handler, name=route.name, **route.config)
+        app.route(route.rule, "OPTIONS", show_options)
     return app
 
 
@@ -4938,6 +4961,10 @@ class Server:
             **(proxy if settings.trusted_proxy else {}),
         )
         self._listeners = [item for item in self._map.values() if hasattr(item, "task_dispatcher")]
+        self._adapt_listeners(count_refusal)
+
+    def _adapt_listeners(self, count_refusal: Callable[[int], None]) -> None:
+        """Give what Waitress listens with our connections."""
         for listener in self._listeners:
             listener.channel_class = channel_class()
             listener.count_refusal = count_refusal
