@@ -386,8 +386,8 @@ def test_ages_follow_the_servers_clock_and_tick(live, visit):
     expect(figure(page, "oldest-age")).to_have_text(re.compile(":"))
     before = shown_age()
     assert abs(before - (time.time() - opened)) < 5
-    context.clock.run_for(3000)
-    assert 3 <= shown_age() - before < 10
+    context.clock.run_for(4000)
+    assert shown_age() - before in range(3, 10)  # it ticks once a second
 
 
 # What it asks for --------------------------------------------------------------------------------
