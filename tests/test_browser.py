@@ -384,10 +384,11 @@ def test_ages_follow_the_servers_clock_and_tick(live, visit):
         return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + int(seconds)
 
     expect(figure(page, "oldest-age")).to_have_text(re.compile(":"))
+    settle(live)  # so that no answer sets the clock right that jumps here
     before = shown_age()
     assert abs(before - (time.time() - opened)) < 5
-    context.clock.run_for(4000)
-    assert shown_age() - before in range(3, 10)  # it ticks once a second
+    context.clock.run_for(2000)
+    assert shown_age() - before in range(1, 10)
 
 
 # What it asks for --------------------------------------------------------------------------------
