@@ -151,9 +151,8 @@ def sign_in(page, token):
     """Paste a token and press Enter; wait until the page has all it wants."""
     page.get_by_label("Token").fill(token)
     page.keyboard.press("Enter")
-    expect(page.locator("#desk")).to_be_visible()
-    expect(page.locator("#open-list table")).to_have_attribute("aria-busy", "false")
-    expect(page.locator("#charts")).to_have_attribute("aria-busy", "false")
+    for part in ("#open-list table", "#charts"):
+        page.locator(f"{part}[aria-busy=false]").wait_for(state="attached")  # which looks more often than `expect`
     return page
 
 
