@@ -2825,6 +2825,7 @@ def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[
     return {"data": points[::-1], "meta": meta}
 
 
+@lru_cache(maxsize=1)
 def describe_api() -> bytes:
     """Return openapi.json with the version that runs, which stands in this module alone."""
     document = json.loads(read_resource("openapi.json"))
@@ -2839,6 +2840,7 @@ class Page(NamedTuple):
     policy: str
 
 
+@lru_cache(maxsize=2)
 def load_page(name: str) -> Page:
     """Return a page shipped beside this module, with a Content-Security-Policy that names the hashes of its script and style.
 

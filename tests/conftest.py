@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,13 +129,45 @@ def wait_for(condition, seconds=15):
     raise AssertionError(f"not within {seconds} s")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item):
-    """In CI every tool is there, so that a skipped test is a failed one."""
-    outcome = yield
+def fail_when_skipped(outcome):
+    """In CI every tool is there, so that a skipped test, or file of tests, is a failed one."""
     report = outcome.get_result()
     if report.skipped and os.environ.get("CI") == "true":
         report.outcome = "failed"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """Look at how a test went."""
+    fail_when_skipped((yield))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """Look at how a file was read."""
+    fail_when_skipped((yield))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What drives a real browser is a long proof: all of it takes over a minute."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.proof)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, started once. It takes desk.test for this machine: a page of another host is no secure context."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not program:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    arguments = ["--host-resolver-rules=MAP desk.test 127.0.0.1", *([] if os.getuid() else ["--no-sandbox"])]  # not for root
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=arguments)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

@@ -83,20 +83,6 @@ def test_it_is_kept_by_the_browser_while_it_is_the_same(api):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium, started once."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright: it drives the browser")
-    program = shutil.which("chromium")
-    if not program:
-        pytest.skip("apt-get install chromium: the pages are looked at in it")
-    with playwright.sync_playwright() as driver:
-        arguments = [] if os.getuid() else ["--no-sandbox"]  # Chromium's sandbox refuses root
-        chromium = driver.chromium.launch(executable_path=program, args=arguments)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a desk of 30 tickets, five of them closed."""
     folder = tmp_path_factory.mktemp("docs")
@@ -826,7 +812,6 @@ def test_axe_finds_nothing_wrong_with_a_route_that_was_tried(visit, make_token, 
     assert violations(page) == []
 
 
-@pytest.mark.proof
 @pytest.mark.parametrize(("scheme", "viewport"), LOOKS, ids=["light", "dark", "phone"])
 def test_axe_finds_nothing_wrong_with_all_of_it(visit, scheme, viewport):
     assert violations(visit(scheme=scheme, viewport=viewport)) == []

@@ -108,7 +108,7 @@ def test_the_zipapp_runs_read_only_without_home_or_packages(zipapp, tmp_path):
 
 
 def test_the_zipapp_serves(zipapp, tmp_path):
-    served = Served("--demo", cwd=tmp_path, program=bare(zipapp))
+    served = Served("--demo", "--generate-every", "1d", cwd=tmp_path, program=bare(zipapp))
     try:
         assert served.get("/up").json == {"status": "up"}
         token = subprocess.run(
