@@ -13,6 +13,8 @@ Commands
     serve      answer HTTP requests; the built-in scheduler lets tickets arrive and closes them
     generate   add tickets now, or a whole history of them (--since 90d)
     process    close the oldest open tickets
+    tickets    list the open or the closed tickets, or show one in full
+    stats      show how many tickets wait, for how long, and who wrote most, once or (--watch) on and on
     token      create, list, revoke and prune the tokens that the API asks for
     audit      show and follow the audit log, and prune it
     check      look for damage, wrong counters, open file modes and versions with known problems
@@ -34,8 +36,14 @@ Security rules
     - Every request under /api is in the audit log before its answer is sent, with secrets redacted.
     - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
     - A request that a proxy could read in another way is refused: two lengths, two hosts, two tokens, a folded line.
+    - The pages run their own script alone, name it by its hash, and ask this server alone.
     - What clients send is bounded (headers, bodies, connections, time, buckets), and escaped before a person reads it.
-    - Only a proxy named by --trusted-proxy is believed when it says who the client is.
+    - Only a proxy named by --trusted-proxy is believed when it says who the client is. /metrics needs no token on this
+      machine; what came by way of any proxy did not.
+
+The pages
+    / is the dashboard and /docs the reference, one HTML file each with script and style inside, beside this module. They use
+    the API as any client does, with a token that is pasted into them.
 
 Rooms, top to bottom; each uses only those above it
     1 Settings and errors   2 Database   3 Queries   4 Operations   5 Plugins   6 Routes   7 Scheduler   8 Server
@@ -49,8 +57,10 @@ import base64
 import errno
 import fcntl
 import hashlib
+import heapq
 import hmac
 import importlib.util
+import io
 import ipaddress
 import json
 import logging
@@ -69,23 +79,24 @@ import sqlite3
 import stat
 import string
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
 import zlib
 from bisect import bisect_left, bisect_right
 from calendar import timegm
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 
 
 def import_lazily(name: str) -> Any:
@@ -127,8 +138,9 @@ BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal wai
 BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
+BUCKETS_BACK = {"hour": (HOUR, 100 * 24), "day": (DAY, 3653)}  # of the series: seconds of one, and how many there may be
 MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
-READ_TICKETS = "read:tickets"
+READ_TICKETS, READ_AUDITS, READ_METRICS = "read:tickets", "read:audits", "read:metrics"
 
 FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
@@ -148,17 +160,25 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
 AUDIT_PAGE = 200  # rows of the log in memory at a time, 9 KB each at most
 AUDIT_SPAN = 10_000  # ids that one statement reads through: 1 to 2 ms, 50 ms where every row is as large as can be
+AUDIT_SPANS = 5  # of those that one request reads through
 AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every row is as large as can be
 AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
 AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
+WATCH_SECONDS = 2.0  # between two looks at the desk
 FOLLOW_SECONDS = 0.5  # between two looks for new rows
+TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
+DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
+MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
+HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
+PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
 REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
 
 DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
+DEMO_ABILITIES = (READ_TICKETS, READ_AUDITS, READ_METRICS)  # all that there is to see
 
 
 @dataclass(frozen=True)
@@ -184,6 +204,9 @@ class Settings:
     count: int = 1
     seed: int | None = None
     since: int = 0
+    # tickets, stats
+    tickets_limit: int = 20  # tickets; 0 is all
+    watch: bool = False
     # token
     name: str = "token"
     user: str = OPERATOR_EMAIL
@@ -301,6 +324,89 @@ def escape(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+# What people write: each raises ValueError, with a text that says what to write -------------------
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
+    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
+    if not match:
+        return None
+    sign, digits = match[1], match[2].lstrip("0") or "0"
+    number = int(digits) if len(digits) <= 19 else 10**19
+    return -number if sign == "-" else number
+
+
+def read_number(text: str, lowest: int, highest: int) -> int:
+    """Read a whole number within bounds."""
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(f"{text!r} is not a whole number")
+    if not lowest <= number <= highest:
+        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
+    return number
+
+
+DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
+
+
+def read_duration(text: str) -> int:
+    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
+    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
+    if text != "0" and not match:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
+    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
+    if seconds > 36_500 * DAY:
+        raise ValueError(f"{text!r} is too long; the longest is 36500d")
+    return seconds
+
+
+def read_email(text: str) -> str:
+    """Read an address; it is kept in lower case."""
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not an e-mail address")
+    return text.lower()
+
+
+def read_text(text: str) -> str:
+    """Read a text that is not empty and fits a line."""
+    if not text.strip() or not text.isprintable() or len(text) > 255:
+        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
+    return text
+
+
+def read_id(text: str) -> int:
+    """Read the id of a row."""
+    return read_number(text, 1, 2**63 - 1)
+
+
+def read_user(text: str) -> int | str:
+    """Read a user's id or e-mail address."""
+    if whole_number(text) is not None:
+        return read_id(text)
+    try:
+        return read_email(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
+
+
+def read_status(text: str) -> range:
+    """Read an HTTP status, or a class of them such as `4xx`."""
+    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
+    if not match:
+        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
+    first = int(match[1]) * 100
+    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
+
+
+def read_moment(text: str, now: int) -> int:
+    """Read a duration until now, such as `24h`, or a UTC time, such as `2025-12-04T11:30:16Z`, as microseconds since 1970."""
+    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})(?:\.([0-9]{1,6}))?Z", text)
+    if match:
+        return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
+    return now - read_duration(text) * MICROSECONDS
 
 
 # ======================================================================================================================
@@ -513,12 +619,29 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """Open a connection that only reads, with the views of schema.sql's part `reader`."""
     db = connect(path)
     try:
-        for statement in schema_statements("reader"):
-            db.execute(statement)
-        db.execute("PRAGMA query_only = ON")
+        add_views(db)
     except BaseException:
         db.close()
         raise
+    return db
+
+
+def add_views(db: sqlite3.Connection) -> None:
+    """Give a connection the temporary views of schema.sql's part `reader`, and let it write nothing from then on."""
+    db.execute("PRAGMA query_only = OFF")
+    for statement in schema_statements("reader"):
+        db.execute(statement)
+    db.execute("PRAGMA query_only = ON")
+
+
+def connect_log_reader(path: Path) -> sqlite3.Connection:
+    """Open the audit log of this process's own server to read it for one request, which waits for nobody.
+
+    Not `open_read_only`: it reads the header of the file, and closing that would end the locks of the connection that writes.
+    """
+    db = connect(path, wait_ms=0)
+    db.text_factory = partial(str, encoding="utf-8", errors="replace")
+    db.execute("PRAGMA query_only = ON")
     return db
 
 
@@ -540,7 +663,10 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Let several reads see one state of the database: a page and its total belong together."""
+    """Let several reads see one state of the database: a page and its total belong together. Within another it is that one."""
+    if db.in_transaction:
+        yield
+        return
     db.execute("BEGIN")
     try:
         yield
@@ -696,6 +822,26 @@ def open_read_only(path: Path, part: str) -> sqlite3.Connection | None:
     return db
 
 
+def open_tickets_reader(path: Path) -> sqlite3.Connection | None:
+    """Open a desk to read its tickets as the API does, and nothing else; None while it is not there or still empty.
+
+    Raises TicketApiError when its schema is older than ours: only what may write upgrades it.
+    """
+    db = open_read_only(path, "desk")
+    if db is None:
+        return None
+    try:
+        found, wanted = db.execute("PRAGMA user_version").fetchone()[0], PARTS["desk"].version
+        if found < wanted:
+            fix = "another command, such as `token list`, upgrades it when it opens it"
+            raise TicketApiError(f"{path} is from an older ticketapi (schema {found}, this one reads {wanted}); {fix}")
+        add_views(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
 @contextmanager
 def interruptible(db: sqlite3.Connection) -> Iterator[None]:
     """Let a signal end a long statement: SQLite calls Python now and then, which handles signals there alone."""
@@ -820,7 +966,7 @@ def find_user(db: sqlite3.Connection, user_id: int) -> sqlite3.Row | None:
     """Return one user, or None."""
     row: sqlite3.Row | None = db.execute(
         """
-        SELECT id, name, email, tickets_count
+        SELECT id, name, email, tickets_count, created_at
         FROM users
         WHERE id = :user_id
         """,
@@ -854,6 +1000,19 @@ def find_top_user(db: sqlite3.Connection) -> sqlite3.Row | None:
         """
     ).fetchone()
     return row
+
+
+def list_customers(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
+    """Return customers, most tickets first, the lowest id first among equals; walks the index past those before."""
+    return db.execute(
+        """
+        SELECT id, name, email, tickets_count, created_at
+        FROM users
+        ORDER BY tickets_count DESC, id
+        LIMIT :limit OFFSET :offset
+        """,
+        {"limit": limit, "offset": offset},
+    ).fetchall()
 
 
 def find_last_user_id(db: sqlite3.Connection, below: int) -> int | None:
@@ -1016,6 +1175,19 @@ def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id
     return Tickets(row[0], row[1], lowest, highest)
 
 
+def find_ticket(db: sqlite3.Connection, ticket_id: int) -> bytes | None:
+    """Return one ticket as a JSON object, or None."""
+    row = db.execute(
+        """
+        SELECT CAST(resource AS BLOB) AS resource
+        FROM ticket_resources
+        WHERE id = :ticket_id
+        """,
+        {"ticket_id": ticket_id},
+    ).fetchone()
+    return row["resource"] if row else None
+
+
 def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
     """Return id and created_at of the open tickets that are next to be closed."""
     return db.execute(
@@ -1055,6 +1227,19 @@ def find_last_closed_at(db: sqlite3.Connection) -> str | None:
         """
     ).fetchone()
     return row["closed_at"] if row else None
+
+
+def find_created_at(db: sqlite3.Connection, ticket_id: int) -> str | None:
+    """Return when a ticket came, or None."""
+    row = db.execute(
+        """
+        SELECT created_at
+        FROM tickets
+        WHERE id = :ticket_id
+        """,
+        {"ticket_id": ticket_id},
+    ).fetchone()
+    return row["created_at"] if row else None
 
 
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
@@ -1161,6 +1346,19 @@ def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, in
         {"since": since},
     )
     return [tuple(row) for row in rows]
+
+
+def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
+    """Return when the ticket with a number among the closed ones was closed, or None."""
+    row = db.execute(
+        """
+        SELECT closed_at
+        FROM tickets
+        WHERE closed_number = :closed_number
+        """,
+        {"closed_number": closed_number},
+    ).fetchone()
+    return row["closed_at"] if row else None
 
 
 # Counters against rows, for `check` ---------------------------------------------------------------
@@ -1910,7 +2108,11 @@ def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, re
 
 def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
-    tickets = list_oldest_open_tickets(db, len(moments))
+    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments)
+
+
+def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
+    """Close open tickets, given as (id, created_at), at moments that are moved on where they do not grow; return their ids."""
     closings: list[tuple[str, int, int]] = []
     waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)
@@ -2211,6 +2413,14 @@ class TokenBucket:
         next_in = math.ceil((remaining + 1 - left) / refill - 1e-6)
         return Limit(self.policy, allowed, self.size, remaining, max(next_in, 1))
 
+    def emptiest(self, count: int, now: float) -> list[tuple[Any, int]]:
+        """Return keys and what remains in their buckets, the least first; those that are full are left out."""
+        refill = self.size / MINUTE
+        with self._lock:
+            buckets = list(self._buckets.items())
+        filled: list[tuple[float, Any]] = [(left + (now - since) * refill + 1e-9, key) for key, (left, since) in buckets]
+        return [(key, int(left)) for left, key in heapq.nsmallest(count, filled) if left < self.size]
+
 
 def address_key(address: str) -> str:
     """Return what counts as one source: an IPv4 address, or the /64 network of an IPv6 one (RFC 6177)."""
@@ -2242,6 +2452,7 @@ class ListRequest(NamedTuple):
     keep_per_page: bool  # the client gave it, so links carry it on
     by_cursor: bool = False
     cursor: Cursor | None = None  # None: from the start
+    has_cursors: bool = True  # the list can be walked by cursor
 
 
 class Slice(NamedTuple):
@@ -2263,37 +2474,30 @@ def to_json(value: Any) -> bytes:
     return compact(value).encode()
 
 
-def whole_number(text: str) -> int | None:
-    """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
-    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
-    if not match:
-        return None
-    sign, digits = match[1], match[2].lstrip("0") or "0"
-    number = int(digits) if len(digits) <= 19 else 10**19
-    return -number if sign == "-" else number
+def read_positive(query: Mapping[str, str], name: str, default: int, highest: int, errors: dict[str, list[str]]) -> int:
+    """Read a number of a query, moved to the nearest from 1 to `highest`; notes the error where it is none."""
+    text = query.get(name, "")
+    number = whole_number(text) if text else default
+    if number is None:
+        errors[name] = [f"The {name.replace('_', ' ')} field must be an integer."]
+        return default
+    return max(1, min(number, highest))
 
 
-def parse_list_request(url: str, query: Mapping[str, str]) -> ListRequest:
+def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
     """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
     errors: dict[str, list[str]] = {}
-
-    def read(field_name: str, default: int, highest: int) -> int:
-        text = query.get(field_name, "")
-        number = whole_number(text) if text else default
-        if number is None:
-            label = field_name.replace("_", " ")
-            errors[field_name] = [f"The {label} field must be an integer."]
-            return default
-        return max(1, min(number, highest))
-
-    page, per_page = read("page", 1, MAX_PAGE), read("per_page", PER_PAGE, MAX_PER_PAGE)
+    page = read_positive(query, "page", 1, MAX_PAGE, errors)
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
     text = query.get("cursor", "")
     cursor = decode_cursor(text, url) if text else None
     if text and not cursor:
         errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    if "cursor" in query and not has_cursors:
+        errors["cursor"] = ["The cursor field is not supported by this list; use page."]
     if errors:
         raise InvalidFields(errors)
-    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor)
+    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor, has_cursors)
 
 
 def cursor_check(payload: str, url: str) -> str:
@@ -2349,14 +2553,13 @@ def page_json(asked: ListRequest, total: int, part: Slice) -> str:
         for n in page_window(page, last)
     ]
     first_row = (page - 1) * per_page + 1 if count else None
-    cursor = next_cursor(asked.url, part)
+    cursor = f',"next_cursor":{compact(next_cursor(asked.url, part))}' if asked.has_cursors else ""
     return (
         f'"links":{{"first":{start}1{end},"last":{start}{last}{end},"prev":{previous[0]},"next":{following[0]}}},'
         f'"meta":{{"current_page":{page},"from":{first_row or "null"},"last_page":{last},"links":['
         f'{{"url":{previous[0]},"label":"&laquo; Previous","page":{previous[1]},"active":false}},{",".join(window)},'
         f'{{"url":{following[0]},"label":"Next &raquo;","page":{following[1]},"active":false}}],'
-        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total},'
-        f'"next_cursor":{quote(cursor) if cursor else "null"}}}'
+        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total}{cursor}}}'
     )
 
 
@@ -2429,6 +2632,30 @@ def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: List
     return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
 
 
+def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
+    _, first, last = find_open_bounds(db)
+    left = limit or MAX_ID
+    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
+        yield parse_tickets(page)
+        left -= page.size
+        first = page.highest + 1
+
+
+def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
+    total = count_tickets(db, CLOSED)
+    end = max(0, total - limit) if limit else 0
+    for highest in range(total, end, -MAX_PER_PAGE):
+        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
+
+
+def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
+    """Return the tickets of a part of a list as the API shows them."""
+    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
+    return tickets
+
+
 def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
     """Return a part of the open tickets, oldest first."""
     with snapshot(db):
@@ -2455,6 +2682,32 @@ def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) 
     return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
 
 
+def ticket_resource(db: sqlite3.Connection, ticket_id: int) -> bytes:
+    """Return one ticket in its envelope; raises NotFound."""
+    ticket = find_ticket(db, ticket_id)
+    if ticket is None:
+        raise NotFound(f"There is no ticket with the id {ticket_id}.")
+    return b'{"data":%b}' % ticket
+
+
+def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
+    """Return one customer in an envelope; raises NotFound, also for the owner of a token, who is none."""
+    user = find_user(db, user_id) if user_id < FIRST_OWNER_ID else None
+    if user is None:
+        raise NotFound(f"There is no user with the id {user_id}.")
+    return to_json({"data": dict(user)})
+
+
+def customers_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a page of the customers, most tickets first. They are numbered without gaps, so the last id counts them."""
+    with snapshot(db):
+        total = find_last_user_id(db, FIRST_OWNER_ID) or 0
+        offset = (asked.page - 1) * asked.per_page
+        rows = list_customers(db, min(asked.per_page, total - offset), offset) if offset < total else []
+    customers = ",".join(compact(dict(row)) for row in rows).encode()
+    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), 0, 0, False, False))
+
+
 def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
     """Return the figures of the desk, from counters and the ends of indexes."""
     with snapshot(db):
@@ -2468,11 +2721,143 @@ def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
     }
 
 
+def desk_overview(db: sqlite3.Connection, now: int) -> dict[str, Any]:
+    """Return `desk_stats` and what a person asks next; ages are in seconds. It costs the same however large the desk is."""
+    hour_ago = format_time(now - HOUR * MICROSECONDS)
+    with snapshot(db):
+        stats, oldest, closed_at = desk_stats(db), list_oldest_open_tickets(db, 1), find_last_closed_at(db)
+        closed = stats["total_tickets"] - stats["total_unprocessed_tickets"]
+        opened_last_hour = count_since(partial(find_created_at, db), newest_ticket(db)[0], hour_ago)
+        closed_last_hour = count_since(partial(find_closed_at, db), closed, hour_ago)
+    opened_at = oldest[0]["created_at"] if oldest else None
+    return {
+        **stats,
+        "total_processed_tickets": closed,
+        "oldest_open_id": oldest[0]["id"] if oldest else None,
+        "oldest_open_at": opened_at,
+        "oldest_open_age": seconds_since(opened_at, now),
+        "last_closed_at": closed_at,
+        "last_closed_age": seconds_since(closed_at, now),
+        "opened_last_hour": opened_last_hour,
+        "closed_last_hour": closed_last_hour,
+    }
+
+
+def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> int:
+    """Return how many of the rows numbered from 1 to `last`, each younger than the one before, are from a time or later.
+
+    Some twenty look-ups tell; no row in between is read.
+    """
+    return last - bisect_left(range(1, last + 1), since, key=lambda number: time_of(number) or since)
+
+
+def seconds_since(time_text: str | None, now: int) -> int | None:
+    """Return how many seconds ago a time was; 0 for one to come, None for none."""
+    return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
+
+
+# Series: the desk by the hour or day ---------------------------------------------------------------
+
+
+class SeriesRequest(NamedTuple):
+    """Which part of the past is asked for: buckets of so many seconds, from the one that begins at `start`, in seconds."""
+
+    bucket: str
+    step: int
+    start: int
+
+
+def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
+    """Read `since` and `bucket`; raises InvalidFields for what is neither and for what lies too far back."""
+    bucket, errors, since = query.get("bucket") or "hour", {}, now
+    if bucket not in BUCKETS_BACK:
+        errors["bucket"] = ["The bucket field must be hour or day."]
+    step, most = BUCKETS_BACK.get(bucket, BUCKETS_BACK["day"])
+    try:
+        since = read_moment(query.get("since") or "24h", now)
+    except ValueError:
+        errors["since"] = ["The since field must be a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z."]
+    start = since // MICROSECONDS // step * step
+    if since > now:
+        errors["since"] = ["The since field must not lie in the future."]
+    elif now // MICROSECONDS - start >= most * step:
+        errors["since"] = [f"The since field must not lie further back than {most} {bucket}s."]
+    if errors:
+        raise InvalidFields(errors)
+    return SeriesRequest(bucket, step, start)
+
+
+def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
+    """Return the wait in seconds that so many percent of tickets did not exceed (nearest rank), to two digits; None of none."""
+    rank = -(-sum(waits.values()) * percent // 100)
+    for wait in sorted(waits):
+        rank -= waits[wait]
+        if rank <= 0:
+            return wait + wait_width(wait) // 2
+    return None
+
+
+def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[str, Any]:
+    """Return how many tickets came, were closed and waited in each hour or day, and how long the closed ones had waited.
+
+    Nothing but the counters by the hour of that time is read. What is of later than now, as clocks may be set back, counts as
+    of now. The backlog is reckoned from today's, backwards.
+    """
+    since, last = format_second(asked.start)[:13], now // MICROSECONDS // asked.step * asked.step
+    with snapshot(db):
+        backlog, arrivals, closings = count_tickets(db, OPEN), list_arrivals(db, since), list_closings(db, since)
+        hour_ago = format_time(now - HOUR * MICROSECONDS)
+        closed_last_hour = count_since(partial(find_closed_at, db), count_tickets(db, CLOSED), hour_ago)
+    digits = 13 if asked.step == HOUR else 10  # of a time, that name its bucket
+    newest, opened, waits = format_second(last)[:digits], Counter[str](), defaultdict[str, Counter[int]](Counter)
+    for hour, tickets in arrivals:
+        opened[min(hour[:digits], newest)] += tickets
+    for hour, wait, tickets in closings:
+        waits[min(hour[:digits], newest)][wait] += tickets
+    points = []
+    for start in range(last, asked.start - 1, -asked.step):
+        key = format_second(start)[:digits]
+        closed, typical = waits[key].total(), [typical_wait(waits[key], percent) for percent in (50, 95)]
+        point = {"at": format_time(start * MICROSECONDS), "opened": opened[key], "closed": closed, "backlog": backlog}
+        points.append({**point, "wait_p50": typical[0], "wait_p95": typical[1]})
+        backlog += closed - opened[key]
+    meta = {"bucket": asked.bucket, "since": format_time(asked.start * MICROSECONDS), "closed_last_hour": closed_last_hour}
+    return {"data": points[::-1], "meta": meta}
+
+
+@lru_cache(maxsize=1)
 def describe_api() -> bytes:
     """Return openapi.json with the version that runs, which stands in this module alone."""
     document = json.loads(read_resource("openapi.json"))
     document["info"]["version"] = __version__
     return to_json(document)
+
+
+class Page(NamedTuple):
+    """A page for people: its HTML, and the policy that goes with it."""
+
+    answer: Answer
+    policy: str
+
+
+@lru_cache(maxsize=2)
+def load_page(name: str) -> Page:
+    """Return a page shipped beside this module, with a Content-Security-Policy that names the hashes of its script and style.
+
+    Nothing else may run, and nothing but this server be asked (https://www.w3.org/TR/CSP3/).
+    """
+    html = read_resource(name)
+    hashes = {tag: f"'sha256-{base64_sha256(inner)}'" for tag, inner in re.findall(r"(?s)<(script|style)>(.*?)</", html)}
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    return Page(make_answer(html.encode()), policy)
+
+
+def base64_sha256(text: str) -> str:
+    """Return the SHA-256 of a text as policies name it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 # Audit log ---------------------------------------------------------------------------------------
@@ -2600,6 +2985,11 @@ class AuditLog:
             self.lost += rows
             log.error("audit rows lost, %d so far: %s: %s", self.lost, self.path, reason)
 
+    @property
+    def waiting(self) -> int:
+        """How many rows are not written yet."""
+        return len(self._waiting)
+
     def prune(self, before: str, limit: int) -> int:
         """Delete some of the rows from before a time, the oldest first; return how many. Raises sqlite3.Error.
 
@@ -2614,6 +3004,318 @@ class AuditLog:
         with self._lock:
             self._lose(len(self._waiting), "the server has ended")
             self._db.close()
+
+
+# Traffic: what a server counts of its requests, in memory ------------------------------------------
+
+
+class RouteTraffic:
+    """How the requests of one route were answered, and how long that took."""
+
+    __slots__ = ("buckets", "seconds", "slowest", "statuses")
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.statuses: defaultdict[int, int] = defaultdict(int)
+        self.buckets = [0] * (len(DURATIONS) + 1)  # requests of at most so many seconds, and of more than the last
+        self.seconds = 0.0
+        self.slowest = 0.0
+
+    def copy(self) -> RouteTraffic:
+        """Return what was counted until now."""
+        copy = RouteTraffic()
+        copy.statuses.update(self.statuses)
+        copy.buckets, copy.seconds, copy.slowest = self.buckets[:], self.seconds, self.slowest
+        return copy
+
+    @property
+    def requests(self) -> int:
+        """How many requests there were."""
+        return sum(self.buckets)
+
+    def quantile(self, share: float) -> float:
+        """Return the seconds that a share of the requests took at most, evenly spread within a bucket of the histogram."""
+        upto, bounds = list(accumulate(self.buckets)), (0.0, *DURATIONS, max(self.slowest, DURATIONS[-1]))
+        wanted = share * upto[-1]
+        number = bisect_left(upto, wanted)
+        part = 1 - (upto[number] - wanted) / self.buckets[number]
+        return min(bounds[number] + (bounds[number + 1] - bounds[number]) * part, self.slowest)
+
+
+class Traffic:
+    """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
+
+    Bounded by what there is of routes and statuses.
+    """
+
+    def __init__(self, now: int) -> None:
+        """Begin to count; `now` is microseconds."""
+        self.since = now
+        self._routes: dict[str, RouteTraffic] = {}
+        self._minutes: dict[int, defaultdict[int, int]] = {}  # by their number since 1970
+        self._refusals: defaultdict[int, int] = defaultdict(int)
+        self._lock = threading.Lock()
+
+    def count(self, route: str, status: int, now: int, seconds: float) -> None:
+        """Count a request that began at a time (microseconds) and took so many seconds. Costs 0.7 microseconds."""
+        minute = now // MINUTE_MICROSECONDS
+        with self._lock:
+            of_route = self._routes.get(route) or self._begin_route(route)
+            of_minute = self._minutes.get(minute) or self._begin_minute(minute)
+            of_minute[status] += 1
+            of_route.statuses[status] += 1
+            of_route.buckets[bisect_left(DURATIONS, seconds)] += 1
+            of_route.seconds += seconds
+            if seconds > of_route.slowest:
+                of_route.slowest = seconds
+
+    def _begin_route(self, route: str) -> RouteTraffic:
+        """Return the empty counters of a route."""
+        counters = self._routes[route] = RouteTraffic()
+        return counters
+
+    def _begin_minute(self, minute: int) -> defaultdict[int, int]:
+        """Return the empty counters of a minute; forget what is too old, and what a clock set back has made the future."""
+        kept = range(minute - TRAFFIC_MINUTES + 1, minute)
+        self._minutes = {number: counters for number, counters in self._minutes.items() if number in kept}
+        counters = self._minutes[minute] = defaultdict(int)
+        return counters
+
+    def refuse(self, status: int) -> None:
+        """Count a request that was refused before it had a route."""
+        with self._lock:
+            self._refusals[status] += 1
+
+    def routes(self) -> dict[str, RouteTraffic]:
+        """Return what was counted of each route, by name."""
+        with self._lock:
+            return {route: counters.copy() for route, counters in sorted(self._routes.items())}
+
+    def minutes(self, now: int) -> list[tuple[int, dict[int, int]]]:
+        """Return beginning (microseconds) and requests by status of each of the last minutes, the oldest first."""
+        last = now // MINUTE_MICROSECONDS
+        with self._lock:
+            found = {minute: dict(sorted(counters.items())) for minute, counters in self._minutes.items()}
+        numbers = range(last - TRAFFIC_MINUTES + 1, last + 1)
+        return [(minute * MINUTE_MICROSECONDS, found.get(minute, {})) for minute in numbers]
+
+    def refusals(self) -> dict[int, int]:
+        """Return how many requests were refused before they had a route, by status."""
+        with self._lock:
+            return dict(sorted(self._refusals.items()))
+
+
+SLOWEST_ROUTES, EMPTIEST_BUCKETS = 10, 10  # that a summary lists
+
+
+def milliseconds(seconds: float) -> float:
+    """Return seconds as milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)
+
+
+def route_resource(route: str, counters: RouteTraffic) -> dict[str, Any]:
+    """Return what a summary says of a route."""
+    return {
+        "route": route,
+        "requests": counters.requests,
+        "mean_ms": milliseconds(counters.seconds / counters.requests),
+        "p95_ms": milliseconds(counters.quantile(0.95)),
+        "max_ms": milliseconds(counters.slowest),
+    }
+
+
+def summarize_traffic(
+    traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket, now: int, tick: float
+) -> dict[str, Any]:
+    """Return the requests of the last minutes, the slowest routes and the emptiest buckets."""
+    found = traffic.routes()
+    routes = [route_resource(route, counters) for route, counters in found.items()]
+    minutes = [
+        {"at": format_time(at), "requests": sum(statuses.values()), "statuses": {str(key): n for key, n in statuses.items()}}
+        for at, statuses in traffic.minutes(now)
+    ]
+    of_users = users.emptiest(EMPTIEST_BUCKETS, tick) if users else []
+    limiter = {
+        "limit": users.size if users else None,
+        "window": MINUTE,
+        "refused": sum(counters.statuses.get(429, 0) for counters in found.values()),
+        "users": [{"user_id": user_id, "remaining": left} for user_id, left in of_users],
+        "addresses": [{"address": address, "remaining": left} for address, left in addresses.emptiest(EMPTIEST_BUCKETS, tick)],
+    }
+    slowest = sorted(routes, key=lambda route: -route["mean_ms"])[:SLOWEST_ROUTES]
+    return {"since": format_time(traffic.since), "minutes": minutes, "routes": slowest, "limiter": limiter}
+
+
+# Schedule: what a server tells of its jobs ---------------------------------------------------------
+
+
+class JobRuns(NamedTuple):
+    """How the runs of a job went. Replaced as a whole, so that another thread never sees half of a run."""
+
+    runs: int = 0
+    failures: int = 0  # among them
+    last_at: int | None = None  # microseconds
+    last_status: str | None = None  # "ok" or "failed"
+    last_result: Mapping[str, Any] | None = None
+    lateness: float = 0.0  # seconds from when the last run was due to when it began
+
+
+@dataclass
+class JobRecord:
+    """A job as the rest of a server knows it; it is counted from the epoch, so that every minute is on the minute."""
+
+    name: str
+    every: int  # seconds
+    next_at: int | None = field(default=None, kw_only=True)  # microseconds; None before the first round
+    past: JobRuns = field(default=JobRuns(), kw_only=True)
+
+    def boundary_after(self, moment: int) -> int:
+        """Return the first boundary after a moment."""
+        step = self.every * MICROSECONDS
+        return (moment // step + 1) * step
+
+
+class Schedule:
+    """The jobs of a server, and when something last looked whether one is due."""
+
+    def __init__(self, jobs: Sequence[JobRecord], heartbeat: float) -> None:
+        """Take the jobs; `heartbeat` is monotonic seconds."""
+        self.jobs = jobs
+        self.heartbeat = heartbeat
+
+    def alive(self, now: float) -> bool:
+        """Tell whether the scheduler has gone round within the last half minute; true when it has nothing to do."""
+        return not self.jobs or now - self.heartbeat < HEARTBEAT_SECONDS
+
+
+def job_resource(job: JobRecord, now: int) -> dict[str, Any]:
+    """Return what the API says of a job; one that is to run at once is due now."""
+    past, next_at = job.past, job.boundary_after(now) if job.next_at is None else job.next_at
+    return {
+        "name": job.name,
+        "every": job.every,
+        "next_at": format_time(now if next_at == NEVER else next_at),
+        "last_at": None if past.last_at is None else format_time(past.last_at),
+        "last_status": past.last_status,
+        "last_result": past.last_result,
+        "runs": past.runs,
+        "failures": past.failures,
+        "lateness": round(past.lateness, 3),
+    }
+
+
+# Metrics: the same and more in the text format of Prometheus ----------------------------------------
+
+
+class Metric(NamedTuple):
+    """One metric: its name and kind, what it tells, and its samples as (rest of the name, labels, value)."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Sequence[tuple[str, dict[str, str], float]]
+
+
+def write_metrics(metrics: Iterable[Metric]) -> bytes:
+    """Write metrics in the text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+    lines = []
+    for metric in metrics:
+        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        for suffix, labels, value in metric.samples:
+            written = ",".join(f"{name}={quote(text)}" for name, text in labels.items())
+            lines.append(f"{metric.name}{suffix}{{{written}}} {value!r}" if written else f"{metric.name}{suffix} {value!r}")
+    return "\n".join([*lines, ""]).encode()
+
+
+def process_metrics(traffic: Traffic) -> list[Metric]:
+    """Return which program runs, and since when."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    labels = {"version": __version__, "python": python, "sqlite": sqlite3.sqlite_version}
+    started = traffic.since / MICROSECONDS
+    return [
+        Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [("", labels, 1)]),
+        Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", [("", {}, started)]),
+    ]
+
+
+def histogram_samples(route: str, counters: RouteTraffic) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield the samples of a route's histogram."""
+    bounds = [*map(repr, DURATIONS), "+Inf"]
+    for bound, requests in zip(bounds, accumulate(counters.buckets), strict=True):
+        yield "_bucket", {"route": route, "le": bound}, requests
+    yield "_sum", {"route": route}, counters.seconds
+    yield "_count", {"route": route}, counters.requests
+
+
+def request_metrics(traffic: Traffic) -> list[Metric]:
+    """Return the requests by route and status, their durations, and what the parser refused."""
+    routes = traffic.routes()
+    requests = [
+        ("", {"route": route, "status": str(status)}, count)
+        for route, counters in routes.items()
+        for status, count in sorted(counters.statuses.items())
+    ]
+    durations = [sample for route, counters in routes.items() for sample in histogram_samples(route, counters)]
+    refusals = [("", {"status": str(status)}, count) for status, count in traffic.refusals().items()]
+    prefix = "ticketapi_http"
+    return [
+        Metric(f"{prefix}_requests_total", "counter", "Requests answered; route is none where none matched.", requests),
+        Metric(f"{prefix}_request_duration_seconds", "histogram", "Time from a whole request to its answer.", durations),
+        Metric(f"{prefix}_refusals_total", "counter", "Requests that the parser refused, which have no route.", refusals),
+    ]
+
+
+def desk_metrics(readers: Readers) -> list[Metric]:
+    """Return the tickets by status; without samples while the desk cannot be read, which must not hide the rest."""
+    counts: dict[int, int] = {}
+    with suppress(*SQLITE_FAILURES):
+        counts = list_ticket_counts(readers.get().db)
+    names = {OPEN: "open", CLOSED: "closed"}
+    samples = [("", {"status": names[status]}, count) for status, count in counts.items() if status in names]
+    return [Metric("ticketapi_tickets", "gauge", "Tickets on the desk.", samples)]
+
+
+def audit_metrics(audit: AuditLog) -> list[Metric]:
+    """Return how the audit log fares."""
+    prefix = "ticketapi_audit"
+    return [
+        Metric(
+            f"{prefix}_failures_total", "counter", "Times that the audit log could not be written.", [("", {}, audit.failures)]
+        ),
+        Metric(f"{prefix}_rows_waiting", "gauge", "Rows of the audit log not written yet.", [("", {}, audit.waiting)]),
+        Metric(f"{prefix}_rows_lost_total", "counter", "Rows of the audit log given up.", [("", {}, audit.lost)]),
+    ]
+
+
+def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
+    """Return how the scheduler and its jobs fare."""
+    pasts = [({"job": job.name}, job.past) for job in schedule.jobs]
+    ran = [(labels, past) for labels, past in pasts if past.last_at is not None]
+    runs = [
+        ("", {**labels, "result": result}, count)
+        for labels, past in pasts
+        for result, count in (("ok", past.runs - past.failures), ("failed", past.failures))
+    ]
+    times = [("", labels, (past.last_at or 0) / MICROSECONDS) for labels, past in ran]
+    late = [("", labels, past.lateness) for labels, past in ran]
+    prefix = "ticketapi_scheduler"
+    return [
+        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", [("", {}, int(schedule.alive(tick)))]),
+        Metric(f"{prefix}_runs_total", "counter", "Runs of scheduled jobs.", runs),
+        Metric(f"{prefix}_last_run_timestamp_seconds", "gauge", "When a job last ran, in Unix time.", times),
+        Metric(f"{prefix}_lateness_seconds", "gauge", "How long after it was due a job last ran.", late),
+    ]
+
+
+def wal_metrics(settings: Settings) -> list[Metric]:
+    """Return how long the write-ahead logs of both files are."""
+    samples: list[tuple[str, dict[str, str], float]] = []
+    for part, path in (("desk", settings.db), ("audit", settings.audit_db)):
+        wal, size = sidecars(Path(os.path.realpath(path)))[0], 0
+        with suppress(OSError):
+            size = wal.stat().st_size
+        samples.append(("", {"file": part}, size))
+    return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
 
 
 # Readiness ---------------------------------------------------------------------------------------
@@ -2691,6 +3393,150 @@ def follow_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int) -> It
         yield from audits_between(db, wanted, last + 1, newest)
         last = newest
         yield []
+
+
+def read_payload(text: str | None) -> Any:
+    """Return the JSON object of a query or body; the text itself where it is none."""
+    try:
+        return json.loads(text, parse_constant=str) if text else None
+    except (ValueError, RecursionError):
+        return text
+
+
+def audit_resource(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a row of the log with its query and body as objects."""
+    return {**dict(row), "query": read_payload(row["query"]), "request_body": read_payload(row["request_body"])}
+
+
+def make_audit_filter(
+    user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
+) -> AuditFilter:
+    """Return which rows of the log are wanted, where None, 0 and nothing mean all; `since` is microseconds."""
+    statuses = status or range(1000)
+    return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", format_time(since) if since else "")
+
+
+def read_part(text: str) -> str:
+    """Read a part of a path."""
+    if len(text) > 255:
+        raise ValueError("it is too long")
+    return text
+
+
+class AuditRequest(NamedTuple):
+    """Which part of the audit log is asked for."""
+
+    url: str  # without the query
+    fields: dict[str, str]  # of the query, which links carry on
+    filters: dict[str, Any]  # what those that filter mean
+    per_page: int
+    cursor: Cursor | None
+
+
+def parse_audit_request(url: str, query: Mapping[str, str], now: int) -> AuditRequest:
+    """Read filters, `per_page` and `cursor`; raises InvalidFields."""
+    readers: dict[str, tuple[Callable[[str], Any], str]] = {
+        "user": (read_user, "a user's id or e-mail address"),
+        "token": (read_id, "the id of a token"),
+        "status": (read_status, "an HTTP status such as 404, or 4xx"),
+        "path": (read_part, "a text of at most 255 characters"),
+        "since": (partial(read_moment, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
+    }
+    query = {name: text.strip() for name, text in query.items()}  # as Laravel does
+    errors: dict[str, list[str]] = {}
+    filters: dict[str, Any] = {}
+    for name, (read, wanted) in readers.items():
+        if query.get(name):
+            try:
+                filters[name] = read(query[name])
+            except ValueError:
+                errors[name] = [f"The {name} field must be {wanted}."]
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
+    cursor = decode_cursor(query["cursor"], url) if query.get("cursor") else None
+    if query.get("cursor") and not cursor:
+        errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    if errors:
+        raise InvalidFields(errors)
+    fields = {name: query[name] for name in filters} | ({"per_page": str(per_page)} if query.get("per_page") else {})
+    return AuditRequest(url, fields, filters, per_page, cursor)
+
+
+def wanted_audits(desk: sqlite3.Connection, filters: Mapping[str, Any], now: int) -> AuditFilter:
+    """Return the filter that a request means; raises InvalidFields for an address that no user has."""
+    user, since = filters.get("user"), filters.get("since")
+    if isinstance(user, str):
+        found = find_user_by_email(desk, user)
+        if not found:
+            raise InvalidFields({"user": ["The selected user is invalid."]})
+        user = int(found["id"])
+    status, path = filters.get("status"), filters.get("path")
+    return make_audit_filter(user, filters.get("token"), status, path, None if since == now else since)  # 0 is off
+
+
+class AuditSlice(NamedTuple):
+    """A part of the audit log, newest first: its rows, the ids it was looked for in, and whether there are any beyond."""
+
+    rows: list[sqlite3.Row]
+    lowest: int
+    highest: int
+    newer: bool
+    older: bool
+
+
+def audits_before(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int) -> AuditSlice:
+    """Return the newest rows wanted below an id, as many as `size`, from AUDIT_SPANS spans of AUDIT_SPAN ids at most."""
+    rows: list[sqlite3.Row] = []
+    newest = end = min(below, (find_last_audit_id(db, MAX_ID) or 0) + 1)
+    for _ in range(AUDIT_SPANS):
+        highest = find_last_audit_id(db, end)
+        if highest is None:
+            break
+        end = highest - AUDIT_SPAN + 1
+        found = list_audits_back(db, end, highest, wanted, size - len(rows))
+        rows += found
+        if len(rows) == size:
+            end = rows[-1]["id"]
+            break
+        if wanted.since and not found and not has_audits_since(db, end, highest, wanted.since):
+            end = 0  # what is older still is too old as well
+            break
+    older, newer = find_last_audit_id(db, end) is not None, find_audit_from(db, newest) is not None
+    return AuditSlice(rows, end, newest - 1, newer, older)
+
+
+def audits_after(db: sqlite3.Connection, wanted: AuditFilter, above: int, size: int) -> AuditSlice:
+    """Return the oldest rows wanted above an id, newest first, as bounded as `audits_before`."""
+    rows: list[sqlite3.Row] = []
+    end = above
+    for _ in range(AUDIT_SPANS):
+        first = find_audit_from(db, end + 1)
+        if first is None:
+            break
+        end = first["id"] + AUDIT_SPAN - 1
+        rows += list_audits(db, first["id"], end, wanted, size - len(rows))
+        if len(rows) == size:
+            end = rows[-1]["id"]
+            break
+    newer, older = find_audit_from(db, end + 1) is not None, find_last_audit_id(db, above + 1) is not None
+    return AuditSlice(rows[::-1], above + 1, end, newer, older)
+
+
+def audits_page(desk: sqlite3.Connection, audit_log: Path, asked: AuditRequest, now: int) -> bytes:
+    """Return a part of the audit log in the envelope of Laravel's cursorPaginate."""
+    wanted, cursor = wanted_audits(desk, asked.filters, now), asked.cursor
+    with closing(connect_log_reader(audit_log)) as db, snapshot(db):
+        if cursor and not cursor.forward:
+            part = audits_after(db, wanted, cursor.key, asked.per_page)
+        else:
+            part = audits_before(db, wanted, cursor.key if cursor else MAX_ID, asked.per_page)
+    following = encode_cursor(Cursor(part.lowest, True), asked.url) if part.older else None
+    previous = encode_cursor(Cursor(part.highest, False), asked.url) if part.newer else None
+    prev_url, next_url = (
+        f"{asked.url}?{urlencode({**asked.fields, 'cursor': text})}" if text else None for text in (previous, following)
+    )
+    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
+    links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
+    return to_json({"data": [audit_resource(row) for row in part.rows], "links": links, "meta": meta})
 
 
 def count_old_audits(db: sqlite3.Connection, before: str) -> int:
@@ -3136,6 +3982,7 @@ COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 EXPOSED_HEADERS = "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy"
+PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", f"HTTP_{PROXY_MARK}"}  # with HTTP_X_FORWARDED_*
 NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
 
 
@@ -3205,12 +4052,13 @@ class Cors:
 
 
 class AuditHook:
-    """The first and the last to see a request: reads the clocks, mends the path, adds headers, writes the audit row."""
+    """The first and the last to see a request: reads the clocks, mends the path, adds headers, counts, writes the audit row."""
 
-    def __init__(self, settings: Settings, audit: AuditLog, clock: Clock) -> None:
+    def __init__(self, settings: Settings, audit: AuditLog, clock: Clock, traffic: Traffic) -> None:
         """Take what the requests of one app share."""
         self.settings = settings
         self.audit = audit
+        self.traffic = traffic
         self.clock = clock
         self.cors = Cors(settings.cors_origin)
 
@@ -3240,13 +4088,15 @@ class AuditHook:
         # Bottle's own dict: a sixth of a cached answer's time went into checking and respelling names and values known here.
         headers: dict[str, list[str]] = response.headers.dict
         for name, value in self.headers(environ).items():
-            if name != "Vary" or name not in headers:  # a preflight's answer has one of its own
+            if name not in headers:  # a page has a type of its own, and a preflight's answer its own Vary
                 headers[name] = [value]
         status = response.status_code
         if status == 405:
             headers["Allow"] = [supported_methods(headers["Allow"][0])]
+        tick, route = self.clock.monotonic(), environ.get("bottle.route")
+        seconds = tick - environ["ticketapi.tick"]
+        self.traffic.count((route and route.name) or "none", status, environ["ticketapi.now"], seconds)
         if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
-            tick = self.clock.monotonic()
             self.audit.record(audit_row(environ, status, tick), tick)
         if log.isEnabledFor(logging.DEBUG):
             client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
@@ -3356,6 +4206,34 @@ def error_body(error: bottle.HTTPError) -> bytes:
     return to_json({"message": "Server Error" if error.status_code == 500 else error.body})
 
 
+def is_local(environ: Mapping[str, Any]) -> bool:
+    """Tell whether a request comes from this machine itself: from a loopback address, and by way of no proxy."""
+    if any(name in PROXIED or name.startswith("HTTP_X_FORWARDED_") for name in environ):
+        return False
+    try:
+        ip = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
+    except ValueError:  # the peer of a Unix socket, which may be a proxy, has no address
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+class OpenToThisMachine:
+    """Lets local requests past the plugins below it on routes that are configured so."""
+
+    name, api = "open_to_this_machine", 2
+
+    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
+        """Wrap a handler, which is the route's own callback."""
+        if "open_locally" not in route.config:
+            return callback
+        handler: Callable[..., bytes] = route.callback
+
+        def opened(*args: Any, **kwargs: Any) -> bytes:
+            return handler(*args, **kwargs) if is_local(bottle.request.environ) else callback(*args, **kwargs)
+
+        return opened
+
+
 class Authenticate:
     """Finds the token of a request (RFC 6750). Routes without an ability are open to everybody."""
 
@@ -3448,31 +4326,76 @@ class Authorize:
 # ======================================================================================================================
 
 HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
-USER_TICKETS = "/api/users/<user_id:re:[1-9][0-9]{0,17}>/tickets"  # 18 digits: inside SQLite's 64 bits
+TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQLite's 64 bits
+USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
 
 
-def make_app(settings: Settings, readers: Readers, audit: AuditLog, clock: Clock) -> bottle.Bottle:
-    """Return a WSGI application of its own, which shares nothing with another."""
+class Route(NamedTuple):
+    """A route of the app: its rule and name, its handler, and what plugins are to know of it."""
+
+    rule: str
+    name: str
+    handler: Callable[..., bytes]
+    config: Mapping[str, Any]
+
+
+def desk_routes(readers: Readers) -> list[Route]:
+    """Return the routes that show the desk."""
+    handlers: tuple[tuple[str, str, Callable[..., bytes]], ...] = (
+        ("/api/tickets/open", "tickets.open", show_open_tickets),
+        ("/api/tickets/closed", "tickets.closed", show_closed_tickets),
+        (TICKET, "tickets.show", show_ticket),
+        ("/api/users", "users", show_users),
+        (USER, "users.show", show_user),
+        (f"{USER}/tickets", "users.tickets", show_user_tickets),
+        ("/api/stats", "stats", show_stats),
+        ("/api/series", "series", show_series),
+    )
+    return [Route(rule, name, partial(handler, readers), {"ability": READ_TICKETS}) for rule, name, handler in handlers]
+
+
+def open_routes(settings: Settings, readers: Readers, schedule: Schedule) -> list[Route]:
+    """Return the routes that need no token: for monitors, for tools that learn the API, for people."""
+    handlers: tuple[tuple[str, str, Callable[..., bytes]], ...] = (
+        ("/up", "up", partial(show_up, schedule)),
+        ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db))),
+        ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api()))),
+        ("/", "dashboard", partial(show_page, load_page("dashboard.html"))),
+        ("/docs", "docs", partial(show_page, load_page("docs.html"))),
+    )
+    return [Route(*handler, {}) for handler in handlers]
+
+
+def make_app(
+    settings: Settings,
+    readers: Readers,
+    audit: AuditLog,
+    clock: Clock,
+    traffic: Traffic | None = None,
+    schedule: Schedule | None = None,
+) -> bottle.Bottle:
+    """Return a WSGI application of its own, which shares nothing with another but what it is given."""
+    traffic, schedule = traffic or Traffic(clock.wall()), schedule or Schedule((), clock.monotonic())
     app = bottle.Bottle()
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
-    hook = AuditHook(settings, audit, clock)
+    hook = AuditHook(settings, audit, clock, traffic)
     app.add_hook("before_request", hook.before)
     app.add_hook("after_request", hook.after)
-    for plugin in (CatchErrors(), Authenticate(readers), Throttle(settings.rate), Authorize()):  # outermost first
+    authenticate, throttle = Authenticate(readers), Throttle(settings.rate)
+    for plugin in (CatchErrors(), OpenToThisMachine(), authenticate, throttle, Authorize()):  # outermost first
         app.install(plugin)
-    handlers: tuple[tuple[str, str, Callable[..., bytes], dict[str, str]], ...] = (
-        ("/api/tickets/open", "tickets.open", partial(show_open_tickets, readers), {"ability": READ_TICKETS}),
-        ("/api/tickets/closed", "tickets.closed", partial(show_closed_tickets, readers), {"ability": READ_TICKETS}),
-        (USER_TICKETS, "users.tickets", partial(show_user_tickets, readers), {"ability": READ_TICKETS}),
-        ("/api/stats", "stats", partial(show_stats, readers), {"ability": READ_TICKETS}),
-        ("/up", "up", show_up, {}),
-        ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db)), {}),
-        ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api())), {}),
+    audits, summary = partial(show_audits, readers, settings.audit_db), partial(show_audits_summary, traffic)
+    limits, metrics = (throttle.buckets, authenticate.guesses), partial(show_metrics, settings, readers, audit)
+    operator_routes = (
+        Route("/api/audits", "audits", audits, {"ability": READ_AUDITS}),
+        Route("/api/audits/summary", "audits.summary", partial(summary, *limits), {"ability": READ_AUDITS}),
+        Route("/api/schedule", "schedule", partial(show_schedule, schedule), {"ability": READ_TICKETS}),
+        Route("/metrics", "metrics", partial(metrics, traffic, schedule), {"ability": READ_METRICS, "open_locally": True}),
     )
-    for rule, name, handler, config in handlers:
-        app.route(rule, "GET", handler, name=name, **config)
-        app.route(rule, "OPTIONS", show_options)
+    for route in (*desk_routes(readers), *operator_routes, *open_routes(settings, readers, schedule)):
+        app.route(route.rule, "GET", route.handler, name=route.name, **route.config)
+        app.route(route.rule, "OPTIONS", show_options)
     return app
 
 
@@ -3484,13 +4407,14 @@ def list_url(environ: dict[str, Any]) -> str:
     return f"{environ['wsgi.url_scheme']}://{host}{environ['PATH_INFO']}"
 
 
-def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes]) -> bytes:
+def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes], *more: str) -> bytes:
     """Answer from memory while the desk stays as it is, else render.
 
-    The key holds everything that the bytes depend on: scheme, host, path and query.
+    The key holds everything that the bytes depend on: scheme, host, path and query, and what else a handler names.
     """
     environ, reader = bottle.request.environ, readers.get()
-    key = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+    place = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
+    key = (*place, *more)
     answer = reader.answers.get(key)
     if answer is None:
         answer = make_answer(render(reader.db))
@@ -3514,10 +4438,10 @@ def matches_etag(wanted: str, etag: str) -> bool:
     return bool(wanted) and (wanted.strip() == "*" or etag in [text.strip().removeprefix("W/") for text in wanted.split(",")])
 
 
-def asked_list() -> ListRequest:
+def asked_list(has_cursors: bool = True) -> ListRequest:
     """Return what the request asks for of a list."""
     environ = bottle.request.environ
-    return parse_list_request(list_url(environ), request_query(environ))
+    return parse_list_request(list_url(environ), request_query(environ), has_cursors)
 
 
 def show_open_tickets(readers: Readers) -> bytes:
@@ -3530,6 +4454,21 @@ def show_closed_tickets(readers: Readers) -> bytes:
     return reply(readers, lambda db: closed_tickets_page(db, asked_list()))
 
 
+def show_ticket(readers: Readers, ticket_id: str) -> bytes:
+    """GET /api/tickets/{id}."""
+    return reply(readers, lambda db: ticket_resource(db, int(ticket_id)))
+
+
+def show_users(readers: Readers) -> bytes:
+    """GET /api/users."""
+    return reply(readers, lambda db: customers_page(db, asked_list(has_cursors=False)))
+
+
+def show_user(readers: Readers, user_id: str) -> bytes:
+    """GET /api/users/{id}."""
+    return reply(readers, lambda db: customer_resource(db, int(user_id)))
+
+
 def show_user_tickets(readers: Readers, user_id: str) -> bytes:
     """GET /api/users/{id}/tickets."""
     return reply(readers, lambda db: user_tickets_page(db, int(user_id), asked_list()))
@@ -3540,9 +4479,53 @@ def show_stats(readers: Readers) -> bytes:
     return reply(readers, lambda db: to_json(desk_stats(db)))
 
 
-def show_up() -> bytes:
-    """GET /up: the process answers."""
+def show_series(readers: Readers) -> bytes:
+    """GET /api/series: good for the minute it was asked in."""
+    environ = bottle.request.environ
+    now = environ["ticketapi.now"]
+    asked = parse_series_request(request_query(environ), now)
+    return reply(readers, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS))
+
+
+def show_audits(readers: Readers, audit_log: Path) -> bytes:
+    """GET /api/audits."""
+    environ = bottle.request.environ
+    now = environ["ticketapi.now"]
+    asked = parse_audit_request(list_url(environ), request_query(environ), now)
+    return send(make_answer(audits_page(readers.get().db, audit_log, asked, now)))
+
+
+def show_audits_summary(traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket) -> bytes:
+    """GET /api/audits/summary."""
+    now, tick = bottle.request.environ["ticketapi.now"], bottle.request.environ["ticketapi.tick"]
+    return send(make_answer(to_json({"data": summarize_traffic(traffic, users, addresses, now, tick)})))
+
+
+def show_schedule(schedule: Schedule) -> bytes:
+    """GET /api/schedule."""
+    now = bottle.request.environ["ticketapi.now"]
+    return send(make_answer(to_json({"data": [job_resource(job, now) for job in schedule.jobs]})))
+
+
+def show_up(schedule: Schedule) -> bytes:
+    """GET /up: the process answers, and its scheduler goes round."""
+    if not schedule.alive(bottle.request.environ["ticketapi.tick"]):
+        raise bottle.HTTPError(503, "The scheduler does not go round.", retry_after="1")
     return to_json({"status": "up"})
+
+
+def show_metrics(settings: Settings, readers: Readers, audit: AuditLog, traffic: Traffic, schedule: Schedule) -> bytes:
+    """GET /metrics: figures for Prometheus."""
+    metrics = [
+        *process_metrics(traffic),
+        *request_metrics(traffic),
+        *desk_metrics(readers),
+        *audit_metrics(audit),
+        *schedule_metrics(schedule, bottle.request.environ["ticketapi.tick"]),
+        *wal_metrics(settings),
+    ]
+    bottle.response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
+    return write_metrics(metrics)
 
 
 def show_ready(readers: Readers, readiness: Readiness) -> bytes:
@@ -3558,6 +4541,14 @@ def show_openapi(document: Answer) -> bytes:
     return send(document)
 
 
+def show_page(page: Page) -> bytes:
+    """GET / and GET /docs: a page for people."""
+    bottle.response.headers["Content-Type"] = "text/html; charset=utf-8"
+    bottle.response.headers["Content-Security-Policy"] = page.policy
+    bottle.response.headers["Referrer-Policy"] = "no-referrer"
+    return send(page.answer)
+
+
 def show_options(**_: str) -> bytes:
     """OPTIONS on a route that exists: what it supports."""
     bottle.response.headers["Allow"] = "GET, HEAD"
@@ -3569,37 +4560,52 @@ def show_options(**_: str) -> bytes:
 # ======================================================================================================================
 
 
+class Outcome(NamedTuple):
+    """What came of a job's turn."""
+
+    result: Mapping[str, Any] | None  # what it did, as its command tells it with --json
+    more: bool = False  # there is more to do, at the next turn
+    failed: bool = False  # which the job has logged itself
+
+
 @dataclass
-class Job:
-    """Something to do every so many seconds, counted from the epoch: every minute is on the minute."""
+class Job(JobRecord):
+    """Something to do every so many seconds."""
 
-    name: str
-    every: int  # seconds
-    run: Callable[[int], object]  # takes the time, in microseconds; True: there is more to do, at the next turn
-    next_at: int | None = None  # microseconds
-
-    def boundary_after(self, moment: int) -> int:
-        """Return the first boundary after a moment."""
-        step = self.every * MICROSECONDS
-        return (moment // step + 1) * step
+    run: Callable[[int], object]  # takes the time, in microseconds; may return an Outcome
+    goes_on: bool = field(default=False, kw_only=True)  # the last turn left something to do
 
 
 def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
-    """Run each job whose time has come, once, however many boundaries were missed; a failing one is logged."""
+    """Run each job whose time has come, once, however many boundaries were missed."""
     for job in jobs:
         step = job.every * MICROSECONDS
         if job.next_at is None:
             job.next_at = job.boundary_after(now)
         elif job.next_at - now > 2 * step:  # the clock was set back; half a step keeps the runs apart
             job.next_at = job.boundary_after(now + step // 2)
-        if now < job.next_at:
-            continue
-        job.next_at = job.boundary_after(now)
-        try:
-            if job.run(now) is True:
-                job.next_at = now
-        except Exception as error:
-            log.error("scheduled %s failed, next try at %s: %s", job.name, format_time(job.next_at), error)
+        if now >= job.next_at:
+            run_job(job, job.next_at, now)
+
+
+def run_job(job: Job, due: int, now: int) -> None:
+    """Give a job its turn and note how it went; a failing one is logged. A run may go on for several turns."""
+    job.next_at = job.boundary_after(now)
+    try:
+        returned = job.run(now)
+        result, more, failed = returned if isinstance(returned, Outcome) else Outcome(None)
+    except Exception as error:
+        log.error("scheduled %s failed, next try at %s: %s", job.name, format_time(job.next_at), error)
+        result, more, failed = Outcome(None, failed=True)
+    if more:
+        job.next_at = (now // MICROSECONDS + 1) * MICROSECONDS
+    past, status = job.past, "failed" if failed else "ok"
+    if job.goes_on:
+        job.past = past._replace(failures=past.failures + failed, last_status=status, last_result=result)
+    else:
+        late = (now - due) / MICROSECONDS if due > NEVER else 0.0
+        job.past = JobRuns(past.runs + 1, past.failures + failed, now, status, result, late)
+    job.goes_on = more and not failed
 
 
 class AuditPruner:
@@ -3611,23 +4617,29 @@ class AuditPruner:
         self.keep = keep
         self.pause = pause
         self._failing = False
+        self._pruned = 0  # rows, since the last run that came to its end
 
-    def run(self, now: int) -> bool:
-        """Take a turn; tell whether there is more to do. A failure is logged when it begins, and tried again next turn."""
+    def run(self, now: int) -> Outcome:
+        """Take a turn. A failure is logged when it begins, and tried again next turn."""
         before = format_time(now - self.keep * MICROSECONDS)
         more = True
         try:
             for _ in range(PRUNE_STEPS):
-                more = self.audit.prune(before, AUDIT_STEP) > 0
+                deleted = self.audit.prune(before, AUDIT_STEP)
+                self._pruned += deleted
+                more = deleted > 0
                 if not more or self.pause(AUDIT_PAUSE):
                     break
         except SQLITE_FAILURES as error:
             if not self._failing:
                 log.error("old audit rows cannot be deleted, tried again every second: %s: %s", self.audit.path, error)
             self._failing = True
-            return True
+            return Outcome(None, more=True, failed=True)
         self._failing = False
-        return more
+        result = {"pruned": self._pruned}
+        if not more:
+            self._pruned = 0
+        return Outcome(result, more)
 
 
 def scheduled_jobs(
@@ -3635,13 +4647,14 @@ def scheduled_jobs(
 ) -> list[Job]:
     """Return the jobs that a server runs: a ticket arrives, a ticket is closed, old rows of the audit log go."""
 
-    def generate(now: int) -> None:
+    def generate(now: int) -> Outcome:
         with closing(connect(settings.db)) as db:
-            generate_tickets(db, 1, now, seed)
+            return Outcome({"generated": generate_tickets(db, 1, now, seed)})
 
-    def process(now: int) -> None:
+    def process(now: int) -> Outcome:
         with closing(connect(settings.db)) as db:
-            process_tickets(db, 1, now)
+            ids = process_tickets(db, 1, now)
+        return Outcome({"processed": len(ids), "ticket_ids": ids})
 
     if settings.no_scheduler:
         return []
@@ -3652,14 +4665,14 @@ def scheduled_jobs(
     return [job for job in jobs if job.every]
 
 
-class Scheduler:
+class Scheduler(Schedule):
     """The thread around `run_due_jobs`. One thread, so no job ever overlaps itself or another."""
 
     def __init__(self, jobs: Sequence[Job], clock: Clock, stop: threading.Event | None = None) -> None:
         """Take the jobs, and what tells them to stop if they ask; `start` begins."""
-        self.jobs = jobs
+        super().__init__(jobs, clock.monotonic())
         self.clock = clock
-        self.heartbeat = clock.monotonic()
+        self._jobs = jobs
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
@@ -3674,14 +4687,10 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
 
-    def alive(self, now: float) -> bool:
-        """Tell whether the thread has gone round within the last half minute; true when it has nothing to do."""
-        return not self.jobs or now - self.heartbeat < 30
-
     def _loop(self) -> None:
         """Go round once a second, on the second."""
         while True:
-            run_due_jobs(self.jobs, self.clock.wall())
+            run_due_jobs(self._jobs, self.clock.wall())
             self.heartbeat = self.clock.monotonic()
             if self._stop.wait(1 - self.clock.wall() % MICROSECONDS / MICROSECONDS):
                 return
@@ -3785,22 +4794,26 @@ def check_header(header: bytes) -> None:
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
-    A target that urllib cannot read would end the connection without an answer.
+    A target that urllib cannot read would end the connection without an answer. A request that came by way of a proxy is
+    marked, as Waitress takes some of the fields that tell so away before the app could see them.
     """
     from waitress.parser import HTTPRequestParser, ParsingError
 
-    check_header(header.lower())
+    lower = header.lower()
+    check_header(lower)
     try:
         HTTPRequestParser.parse_header(parser, header)
     except ValueError as error:
         raise ParsingError("bad target") from error
+    if b"\nx-forwarded-" in lower or "FORWARDED" in parser.headers or "VIA" in parser.headers or "X_REAL_IP" in parser.headers:
+        parser.headers[PROXY_MARK] = "1"
 
 
 def refuse(task: Any) -> None:
     """Answer a request that the parser refused, in JSON; replaces the `execute` of Waitress's ErrorTask."""
     error = task.request.error
     log.info("refused a request from %s: %d %s", task.channel.addr[0], error.code, error.reason)
-    task.channel.server.refusals += 1
+    task.channel.server.count_refusal(error.code)
     body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
     task.status = f"{error.code} {error.reason}"
     task.response_headers.extend(COMMON_HEADERS.items())
@@ -3911,7 +4924,14 @@ def channel_class() -> type:
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
-    def __init__(self, app: Any, sockets: Sequence[socket.socket], settings: Settings, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        sockets: Sequence[socket.socket],
+        settings: Settings,
+        settle: Callable[[], None],
+        count_refusal: Callable[[int], None] = lambda status: None,
+    ) -> None:
         """Prepare to serve on listening sockets; nothing is accepted before `run`."""
         from waitress.server import create_server
 
@@ -3943,9 +4963,13 @@ class Server:
             **(proxy if settings.trusted_proxy else {}),
         )
         self._listeners = [item for item in self._map.values() if hasattr(item, "task_dispatcher")]
+        self._adapt_listeners(count_refusal)
+
+    def _adapt_listeners(self, count_refusal: Callable[[int], None]) -> None:
+        """Give what Waitress listens with our connections."""
         for listener in self._listeners:
             listener.channel_class = channel_class()
-            listener.refusals = 0
+            listener.count_refusal = count_refusal
             listener.stopping = False
             if self._in_loop:
                 listener.pull_trigger = lambda: None  # there is no other thread to wake the loop
@@ -4059,44 +5083,6 @@ class Option(NamedTuple):
         return f"TICKETAPI_{self.field.upper()}"
 
 
-def read_number(text: str, lowest: int, highest: int) -> int:
-    """Read a whole number within bounds."""
-    number = whole_number(text)
-    if number is None:
-        raise ValueError(f"{text!r} is not a whole number")
-    if not lowest <= number <= highest:
-        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
-    return number
-
-
-DURATION_UNITS = (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", 1))
-
-
-def read_duration(text: str) -> int:
-    """Read `90s`, `5m`, `12h`, `30d` or `0` as seconds."""
-    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
-    if text != "0" and not match:
-        raise ValueError(f"{text!r} is not a duration; write 90s, 5m, 12h or 30d, or 0 for off")
-    seconds = int(match[1]) * dict(DURATION_UNITS)[match[2]] if match else 0
-    if seconds > 36_500 * DAY:
-        raise ValueError(f"{text!r} is too long; the longest is 36500d")
-    return seconds
-
-
-def read_email(text: str) -> str:
-    """Read an address; it is kept in lower case."""
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
-        raise ValueError(f"{text!r} is not an e-mail address")
-    return text.lower()
-
-
-def read_text(text: str) -> str:
-    """Read a text that is not empty and fits a line."""
-    if not text.strip() or not text.isprintable() or len(text) > 255:
-        raise ValueError(f"{text!r} is not a text of 1 to 255 printable characters")
-    return text
-
-
 def read_address(text: str) -> str:
     """Read an IP address."""
     try:
@@ -4119,30 +5105,6 @@ def read_level(text: str) -> str:
     return text
 
 
-def read_id(text: str) -> int:
-    """Read the id of a row."""
-    return read_number(text, 1, 2**63 - 1)
-
-
-def read_user(text: str) -> int | str:
-    """Read a user's id or e-mail address."""
-    if whole_number(text) is not None:
-        return read_id(text)
-    try:
-        return read_email(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a user's id nor an e-mail address; write 7 or ann@example.com") from None
-
-
-def read_status(text: str) -> range:
-    """Read an HTTP status, or a class of them such as `4xx`."""
-    match = re.fullmatch(r"([1-5])(xx|XX|[0-9]{2})", text)
-    if not match:
-        raise ValueError(f"{text!r} is not an HTTP status; write 404, or 4xx for all from 400 to 499")
-    first = int(match[1]) * 100
-    return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
-
-
 def read_switch(text: str) -> bool:
     """Read an environment variable that stands for a switch."""
     answers = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -4155,7 +5117,7 @@ OPTIONS = {
     option.field: option
     for option in (
         Option("--db", "file of the desk; its audit log lies beside it", "PATH", Path),
-        Option("--json", "print one JSON document; of the audit log, one a row"),
+        Option("--json", "print one JSON document; of the audit log and with --watch, one a line"),
         Option("--host", "address to listen on", "HOST", read_text),
         Option("--port", "port to listen on; 0 picks a free one", "PORT", partial(read_number, lowest=0, highest=65_535)),
         Option("--rate", "requests a minute for each user; 0 is unlimited", "N", partial(read_number, lowest=0, highest=10**6)),
@@ -4192,6 +5154,14 @@ OPTIONS = {
             partial(read_number, lowest=0, highest=2**63 - 1),
         ),
         Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
+        Option(
+            "--limit",
+            "how many tickets at most; 0 is all",
+            "N",
+            partial(read_number, lowest=0, highest=10**9),
+            name="tickets_limit",
+        ),
+        Option("--watch", "look again every 2 seconds, until Ctrl-C; in place on a terminal, elsewhere when something changed"),
         Option("--name", "what the token is for", "NAME", read_text),
         Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
         Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_text, True),
@@ -4220,9 +5190,54 @@ OPTIONS = {
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports what is wrong in one line."""
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        """Make the parser; from Python 3.14 on it would colour its help by rules of its own."""
+        super().__init__(*args, **more)
+        self.color = False
+
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError for `main` to print."""
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Suggest a command for one that there is not, where argparse would list them all; no option of ours has choices."""
+        if action.choices is None or value in action.choices:
+            return
+        above = self.prog.partition(" ")[2]
+        meant = [f"{above} {name}".strip() for name in closest(value, action.choices)]
+        meant = meant or [command.words for command in COMMANDS if command.words.endswith(f" {value}")]
+        place = f" of {above}" if above else ""
+        self.error(f"{value!r} is no command{place}{did_you_mean(meant)}")
+
+
+def closest(text: str, known: Iterable[str]) -> list[str]:
+    """Return what a mistyped text probably stands for, as a list of one, or of none."""
+    import difflib  # only where something was mistyped
+
+    return difflib.get_close_matches(text, list(known), 1)
+
+
+def did_you_mean(meant: Sequence[str]) -> str:
+    """Return the question that goes with a mistyped text; nothing when there is no idea."""
+    return f"; did you mean {' or '.join(f'`{text}`' for text in meant)}?" if meant else ""
+
+
+def check_flags(argv: Sequence[str]) -> None:
+    """Refuse an option that a command does not have, before argparse takes its value for something else."""
+    first = argv[0].partition("=")[0] if argv else ""
+    if any(option.flag == first for option in OPTIONS.values()):
+        raise UsageError(f"{first} stands after the command, as in: ticketapi COMMAND {first} (see ticketapi --help)")
+    commands = [command for command in COMMANDS if command.words.partition(" ")[0] == first]
+    exact = [command for command in commands if command.words == " ".join(argv[:2])]
+    words = exact[0].words if exact else first
+    known = {OPTIONS[name].flag for command in exact or commands for name in command.options}
+    for argument in argv[1:] if commands and not {"-h", "--help"} & set(argv) else ():
+        flag = argument.partition("=")[0]
+        if flag == "--":
+            return
+        if flag.startswith("--") and flag not in known and " " not in argument:  # what has a blank is a value
+            meant = [f"--{name}" for name in closest(flag[2:], [each[2:] for each in known])]
+            raise UsageError(f"{words} has no option {flag}{did_you_mean(meant)} (see ticketapi {words} --help)")
 
 
 def show_default(option: Option) -> str:
@@ -4366,6 +5381,140 @@ def program_call(settings: Settings, words: str) -> str:
     return f"{name} {words}{path}"
 
 
+# What a terminal gets: colours, columns, wrapped text ----------------------------------------------
+
+STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # SGR parameters of ECMA-48
+MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
+
+
+def is_smart_terminal() -> bool:
+    """Tell whether standard output is a terminal that knows escape sequences."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def painter() -> Callable[[str, str], str]:
+    """Return what gives a text a style, or leaves it alone: where no terminal reads it and with NO_COLOR (no-color.org)."""
+    if os.environ.get("NO_COLOR") or not is_smart_terminal():
+        return lambda text, style: text
+    return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[m" if text and style else text
+
+
+def printable(value: Any) -> str:
+    """Return a value as a text that a terminal only shows, of characters that standard output can write; None is a dash."""
+    text, encoding = "-" if value is None else escape(str(value)), sys.stdout.encoding or "utf-8"
+    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def short_time(text: str | None) -> str | None:
+    """Return a time of the API to the second."""
+    return f"{text[:19]}Z" if text else None
+
+
+def char_columns(char: str) -> int:
+    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def text_columns(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes."""
+    return len(text) if text.isascii() else sum(map(char_columns, text))
+
+
+def fit_text(text: str, width: int, mark: str = "…") -> str:
+    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
+    if text_columns(text) <= width:
+        return text
+    ends = list(accumulate(map(char_columns, text)))
+    return text[: bisect_right(ends, width - 1)].rstrip() + mark
+
+
+def wrap_text(text: str, width: int) -> list[str]:
+    """Break a printable text into lines of so many columns at most, between words where that can be."""
+    if text_columns(text) <= width:
+        return [text]
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if text_columns(joined) <= width:
+            line = joined
+            continue
+        lines += [line] if line else []
+        while text_columns(word) > width:
+            end = max(1, bisect_right(list(accumulate(map(char_columns, word))), width))
+            lines.append(word[:end])
+            word = word[end:]
+        line = word
+    return [*lines, line]
+
+
+class Table:
+    """Prints rows as columns under titles, page by page; on a terminal none is longer than a line of it."""
+
+    def __init__(self, titles: Sequence[str], style: Callable[[int, str], str] = lambda column, text: "") -> None:
+        """Begin with columns as wide as their titles, which values widen; `style` gives the style of a text in a column."""
+        self.titles, self.style = titles, style
+        self.widths = list(map(len, titles))
+        self.terminal, self.paint = sys.stdout.isatty(), painter()
+        self.mark = "…" if printable("…") == "…" else "~"
+        self._begun = False
+
+    def show(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Print some rows, the first time with titles."""
+        lines = [list(map(printable, row)) for row in rows]
+        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
+        self.widths = list(map(max, self.widths, widest))
+        if not self._begun:
+            print(self._line(self.titles, lambda column, text: "bold"))
+        self._begun = True
+        for line in lines:
+            print(self._line(line, self.style))
+
+    def _line(self, cells: Sequence[str], style: Callable[[int, str], str]) -> str:
+        """Return one line, cut where a terminal ends and coloured after that."""
+        shown = [*cells]
+        if self.terminal:
+            shown[:-1] = [fit_text(text, width, self.mark) for text, width in zip(cells[:-1], self.widths, strict=False)]
+        padded = [text + " " * (width - text_columns(text)) for text, width in zip(shown[:-1], self.widths, strict=False)]
+        line = "  ".join((*padded, shown[-1])).rstrip()
+        if not self.terminal:
+            return line
+        line = fit_text(line, shutil.get_terminal_size().columns, self.mark)
+        starts = list(accumulate((len(text) + 2 for text in padded), initial=0))
+        for column, start in reversed(list(enumerate(starts))):  # from the end, so that the places before it stay
+            end = start + len(shown[column])
+            line = line[:start] + self.paint(line[start:end], style(column, cells[column])) + line[end:]
+        return line
+
+
+class Field(NamedTuple):
+    """A line of what is said of one thing."""
+
+    label: str
+    value: str | int | None
+    style: str = ""
+
+
+def field_lines(fields: Sequence[Field]) -> list[str]:
+    """Return fields below each other; on a terminal what does not fit a line goes on below itself."""
+    paint, indent = painter(), max(len(field.label) for field in fields) + 2
+    lines = []
+    for label, value, style in fields:
+        first, *rest = wrap_for_terminal(printable(value), indent)
+        lines.append(paint(label, "bold") + " " * (indent - len(label)) + paint(first, style))
+        lines += [" " * indent + paint(line, style) for line in rest]
+    return lines
+
+
+def wrap_for_terminal(text: str, indent: int = 0) -> list[str]:
+    """Return the lines of a printable text: several on a terminal that is too narrow for it, one elsewhere."""
+    return wrap_text(text, max(1, shutil.get_terminal_size().columns - indent)) if sys.stdout.isatty() else [text]
+
+
+# The commands ------------------------------------------------------------------------------------
+
+
 def command_generate(settings: Settings) -> int:
     """Add tickets now, or a history of them."""
     if settings.count < 1:
@@ -4406,6 +5555,168 @@ def command_process(settings: Settings) -> int:
     return 0
 
 
+def open_desk(settings: Settings) -> sqlite3.Connection:
+    """Open the desk to read its tickets; nothing is created or upgraded. Raises TicketApiError where there is none."""
+    with explained(settings.db):
+        db = open_tickets_reader(settings.db)
+    if db is None:
+        fix = f"--db names its file, and this makes one: {program_call(settings, 'generate --count 50')}"
+        raise TicketApiError(f"there is no desk at {settings.db}; {fix}")
+    return db
+
+
+def command_tickets(settings: Settings, which: str | int) -> int:
+    """List the open or the closed tickets, or show the one with an id."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        if isinstance(which, int):
+            print_ticket(settings, find_ticket(db, which), which)
+        else:
+            list_tickets(settings, db, OPEN if which == "open" else CLOSED)
+    return 0
+
+
+def list_tickets(settings: Settings, db: sqlite3.Connection, status: int) -> None:
+    """Print the first tickets of a list; on a terminal tell how many more there are."""
+    pages = (walk_open_tickets if status == OPEN else walk_closed_tickets)(db, settings.tickets_limit)
+    if settings.json:
+        print_json_array(pages)
+        return
+    shown, total = print_tickets(pages, status), count_tickets(db, status)
+    if not shown:
+        print(f"No {'open' if status == OPEN else 'closed'} tickets")
+    elif shown < total and sys.stdout.isatty():
+        hint(f"{total - shown:,} more; --limit 0 shows all")
+
+
+def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
+    """Print a JSON array page by page, as `print_json` would print it whole."""
+    separator = "["
+    for record in (record for page in pages for record in page):
+        text = json.dumps(record, indent=2).replace("\n", "\n  ")
+        print(f"{separator}\n  {text}", end="")
+        separator = ","
+    print("[]" if separator == "[" else "\n]")
+
+
+TICKET_STYLES = {"Open": "yellow", "Closed": "green"}
+
+
+def print_tickets(pages: Iterable[Sequence[Mapping[str, Any]]], status: int) -> int:
+    """Print tickets as columns, page by page; return how many. A closed ticket was updated last when it was closed."""
+    title, name = ("CREATED", "created_at") if status == OPEN else ("CLOSED", "updated_at")
+    styles = ("", TICKET_STYLES["Open" if status == OPEN else "Closed"], "dim", "", "")
+    table, shown = Table(("ID", "STATUS", title, "CUSTOMER", "SUBJECT"), lambda column, text: styles[column]), 0
+    for page in pages:
+        table.show([(one["id"], one["status"], short_time(one[name]), one["user"]["name"], one["subject"]) for one in page])
+        shown += len(page)
+    return shown
+
+
+def print_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
+    """Print all there is to know of one ticket, its text wrapped on a terminal. Raises NotFound."""
+    if found is None:
+        raise NotFound(f"no ticket has the id {ticket_id}; `tickets open` and `tickets closed` show those there are")
+    ticket = json.loads(found.decode(errors="replace"))
+    if settings.json:
+        print_json(ticket)
+        return
+    user, is_open = ticket["user"], ticket["status_id"] == OPEN
+    closed = [] if is_open else [Field("Closed", ticket["updated_at"])]
+    fields = [
+        Field("Ticket", ticket["id"]),
+        Field("Subject", ticket["subject"]),
+        Field("Status", ticket["status"], TICKET_STYLES[ticket["status"]]),
+        Field("Created", ticket["created_at"]),
+        *closed,
+        Field("Customer", f"{user['name']} <{user['email']}>, id {user['id']}"),
+    ]
+    print(*field_lines(fields), "", sep="\n")
+    for paragraph in ticket["content"].splitlines():
+        print(*wrap_for_terminal(printable(paragraph)), sep="\n")
+
+
+def command_stats(settings: Settings) -> int:
+    """Show how the desk stands, once or until Ctrl-C."""
+    if settings.watch:
+        watch_desk(settings)
+    elif settings.json:
+        print_json(read_overview(settings))
+    else:
+        print(*overview_lines(read_overview(settings)), sep="\n")
+    return 0
+
+
+def read_overview(settings: Settings) -> dict[str, Any]:
+    """Return the figures of the desk at this moment; it is opened anew, as it may have been restored since the last time."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        return desk_overview(db, wall_microseconds())
+
+
+def show_age(seconds: int) -> str:
+    """Write how long something took in its largest unit and the next: `2d 4h`, `5m 10s`, `0s`."""
+    parts: list[tuple[int, str]] = []
+    for unit, size in DURATION_UNITS:
+        number, seconds = divmod(seconds, size)
+        parts += [(number, unit)] if number or parts else []
+    return " ".join(f"{number}{unit}" for number, unit in parts[:2] if number) or "0s"
+
+
+def overview_lines(overview: Mapping[str, Any]) -> list[str]:
+    """Return the figures of the desk for people."""
+    counts = [f"{overview[f'total_{name}tickets']:,}" for name in ("unprocessed_", "processed_", "")]
+    waiting, closed, total = (count.rjust(max(map(len, counts))) for count in counts)
+    oldest = last = top = None
+    if overview["oldest_open_at"]:
+        age = show_age(overview["oldest_open_age"])
+        oldest = f"ticket {overview['oldest_open_id']}, for {age}, since {short_time(overview['oldest_open_at'])}"
+    if overview["last_closed_at"]:
+        last = f"{show_age(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
+    if user := overview["top_user"]:
+        top = f"{user['name']} <{user['email']}>, {plural(user['tickets_count'], 'ticket')}"
+    return field_lines(
+        [
+            Field("Open", waiting, TICKET_STYLES["Open"]),
+            Field("Closed", closed, TICKET_STYLES["Closed"]),
+            Field("Total", total),
+            Field("Oldest open", oldest),
+            Field("Last closed", last),
+            Field("Last hour", f"{overview['opened_last_hour']:,} arrived, {overview['closed_last_hour']:,} closed"),
+            Field("Top customer", top),
+        ]
+    )
+
+
+def watch_desk(settings: Settings) -> None:
+    """Show the desk again and again until Ctrl-C: in place on a terminal, elsewhere each time that it has changed."""
+    in_place = is_smart_terminal() and not settings.json
+    if in_place:  # what the terminal shows moves up, where it can be read again
+        print("\n" * shutil.get_terminal_size().lines, end="")
+    shown: dict[str, Any] = {}
+    with suppress(KeyboardInterrupt):
+        while True:
+            overview = read_overview(settings)
+            facts = {name: value for name, value in overview.items() if not name.endswith("_age")}
+            if in_place:
+                draw_overview(settings, overview)
+            elif facts != shown:
+                print(json.dumps(overview) if settings.json else "\n".join([*overview_lines(overview), ""]))
+            shown = facts
+            wait_for_more(WATCH_SECONDS)
+    if in_place:
+        print("\r\x1b[K", end="")  # takes away the ^C of the terminal
+
+
+def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
+    """Write the figures over those before them, in one piece, so that nothing flickers; the cursor ends below them.
+
+    It is never hidden, so that whatever ends this program leaves it as it was.
+    """
+    columns, rows = shutil.get_terminal_size()
+    title = printable(f"{settings.db.name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
+    lines = [painter()(wrap_text(title, columns)[0], "dim"), "", *overview_lines(overview)]
+    print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
+
+
 def command_token_create(settings: Settings) -> int:
     """Make a token; its secret is printed once."""
     with closing(open_database(settings.db, "desk")) as db:
@@ -4426,19 +5737,16 @@ def command_token_list(settings: Settings) -> int:
     if settings.json:
         print_json(tokens)
     elif tokens:
-        print_table([{**token, "abilities": ",".join(token["abilities"])} for token in tokens])
+        Table([name.upper() for name in tokens[0]]).show(list(map(token_cells, tokens)))
     else:
         print("No tokens")
     return 0
 
 
-def print_table(records: Sequence[Mapping[str, Any]]) -> None:
-    """Print records as columns, wide enough for the longest value."""
-    lines = [[name.upper() for name in records[0]]]
-    lines += [["-" if value is None else str(value) for value in record.values()] for record in records]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+def token_cells(token: Mapping[str, Any]) -> list[Any]:
+    """Return what the table shows of a token."""
+    texts = {name: short_time(value) for name, value in token.items() if name.endswith("_at")}
+    return list({**token, "abilities": ",".join(token["abilities"]), **texts}.values())
 
 
 def command_token_revoke(settings: Settings, token_id: int) -> int:
@@ -4466,7 +5774,7 @@ def command_token_prune(settings: Settings) -> int:
 def command_audit(settings: Settings) -> int:
     """Show the audit log, newest first; with --follow oldest first and on and on."""
     wanted = audit_filter(settings, wall_microseconds())
-    show = print_json_lines if settings.json else AuditTable().show
+    show = print_json_lines if settings.json else audit_table()
     if settings.follow:
         with suppress(KeyboardInterrupt):
             follow_log(settings, wanted, show)
@@ -4494,11 +5802,10 @@ def open_log(settings: Settings) -> sqlite3.Connection | None:
 
 def audit_filter(settings: Settings, now: int) -> AuditFilter:
     """Return what the options ask for. Raises NotFound for an address that no user has."""
-    user_id, status, path = settings.audit_user, settings.audit_status or range(1000), settings.audit_path
-    since = format_time(now - settings.audit_since * MICROSECONDS) if settings.audit_since else ""
+    user_id, since = settings.audit_user, now - settings.audit_since * MICROSECONDS if settings.audit_since else None
     if isinstance(user_id, str):
         user_id = find_user_id(settings, user_id)
-    return AuditFilter(user_id, settings.audit_token, status[0], status[-1], path, since)
+    return make_audit_filter(user_id, settings.audit_token, settings.audit_status, settings.audit_path, since)
 
 
 def find_user_id(settings: Settings, email: str) -> int:
@@ -4518,103 +5825,49 @@ def follow_log(settings: Settings, wanted: AuditFilter, show: Callable[[Sequence
     if db is None:
         hint(f"Waiting for {settings.audit_db}, which `serve` makes")
     while db is None:
-        wait_for_more()
+        wait_for_more(FOLLOW_SECONDS)
         db = open_log(settings)
     with closing(db), explained(settings.audit_db):
         for page in follow_audits(db, wanted, settings.audit_limit):
             if page:
                 show(page)
             else:
-                wait_for_more()
+                wait_for_more(FOLLOW_SECONDS)
 
 
-def wait_for_more() -> None:
-    """Send what was printed and wait for a moment, but no longer than somebody reads it: raises BrokenPipeError."""
+def wait_for_more(seconds: float) -> None:
+    """Send what was printed and wait so many seconds, but no longer than somebody reads it: raises BrokenPipeError."""
     sys.stdout.flush()
     output = sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(output).st_mode):
-        time.sleep(FOLLOW_SECONDS)
+        time.sleep(seconds)
         return
     poll = select.poll()
     poll.register(output, 0)  # for POLLERR and POLLHUP, which come unasked
-    if poll.poll(FOLLOW_SECONDS * 1000):
+    if poll.poll(seconds * 1000):
         raise BrokenPipeError
 
 
 def print_json_lines(rows: Sequence[sqlite3.Row]) -> None:
     """Print rows of the audit log as JSON Lines, a row a line; what is no ASCII is escaped (https://jsonlines.org)."""
     for row in rows:
-        payloads = {name: read_payload(row[name]) for name in ("query", "request_body")}
-        print(json.dumps({**dict(row), **payloads}))
+        print(json.dumps(audit_resource(row)))
 
 
-def read_payload(text: str | None) -> Any:
-    """Return the JSON object of a query or body; the text itself where it is none."""
-    try:
-        return json.loads(text, parse_constant=str) if text else None
-    except (ValueError, RecursionError):
-        return text
+def audit_table() -> Callable[[Sequence[sqlite3.Row]], None]:
+    """Return what prints rows of the audit log as columns, page by page."""
+    titles = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
+    table = Table(titles, lambda column, text: STATUS_STYLES.get(text[:1], "") if column == 1 else "")
+    return lambda rows: table.show(list(map(audit_cells, rows)))
 
 
-AUDIT_COLUMNS = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
-MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
+STATUS_STYLES = {"4": "yellow", "5": "red"}
 
 
-class AuditTable:
-    """Prints rows of the audit log as columns, page by page; on a terminal none is longer than a line of it."""
-
-    def __init__(self) -> None:
-        """Begin with columns as wide as their titles; values widen them."""
-        self.widths = [0] * len(AUDIT_COLUMNS)
-
-    def show(self, rows: Sequence[sqlite3.Row]) -> None:
-        """Print some rows, the first time with titles."""
-        lines = [audit_cells(row) for row in rows]
-        if not any(self.widths):
-            lines.insert(0, list(AUDIT_COLUMNS))
-        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
-        self.widths = list(map(max, self.widths, widest))
-        for line in lines:
-            self._print(line)
-
-    def _print(self, cells: Sequence[str]) -> None:
-        """Print one line, cut where a terminal ends."""
-        *cells, agent = cells
-        terminal = sys.stdout.isatty()
-        fitted = [fit_text(text, width) if terminal else text for text, width in zip(cells, self.widths, strict=False)]
-        padded = [text + " " * (width - text_columns(text)) for text, width in zip(fitted, self.widths, strict=False)]
-        line = "  ".join((*padded, agent))
-        if terminal:
-            line = fit_text(line, shutil.get_terminal_size().columns)
-        encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def audit_cells(row: sqlite3.Row) -> list[str]:
-    """Return what the table shows of a row, safe for a terminal."""
+def audit_cells(row: sqlite3.Row) -> list[Any]:
+    """Return what the table shows of a row."""
     names = ("status_code", "method", "path", "user_id", "token_id", "ip_address", "duration_ms", "user_agent")
-    values = [row["created_at"][:19] + "Z", *(row[name] for name in names)]
-    return ["-" if value is None else escape(str(value)) for value in values]
-
-
-def char_columns(char: str) -> int:
-    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
-    if unicodedata.category(char) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def text_columns(text: str) -> int:
-    """Return how many columns of a terminal a printable text takes."""
-    return len(text) if text.isascii() else sum(map(char_columns, text))
-
-
-def fit_text(text: str, width: int) -> str:
-    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
-    if text_columns(text) <= width:
-        return text
-    ends = list(accumulate(map(char_columns, text)))
-    return text[: bisect_right(ends, width - 1)].rstrip() + "…"
+    return [short_time(row["created_at"]), *(row[name] for name in names)]
 
 
 def command_audit_prune(settings: Settings) -> int:
@@ -4647,6 +5900,9 @@ def prune_log(db: sqlite3.Connection, before: str) -> int:
     return pruned
 
 
+LEVEL_STYLES = {OK: "", NOTE: "yellow", WRONG: "red"}
+
+
 def command_check(settings: Settings) -> int:
     """Check everything, after a repair if asked for; 1 when anything is wrong."""
     findings = check_everything(settings)
@@ -4656,8 +5912,9 @@ def command_check(settings: Settings) -> int:
     if settings.json:
         print_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
         return 0 if sound else 1
+    paint = painter()
     for level, file, check, detail in findings:
-        print(one_line(f"{level:5}  {': '.join(filter(None, (file, check, detail)))}"))
+        print(paint(f"{level:5}", LEVEL_STYLES[level]) + one_line(f"  {': '.join(filter(None, (file, check, detail)))}"))
     return 0 if sound else 1
 
 
@@ -4735,9 +5992,10 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
     for path in (settings.db, settings.audit_db):
         warn_of_other_readers(path)
-    server = Server(make_app(settings, readers, audit, clock), sockets, settings, lambda: audit.commit(clock.monotonic()))
-    stop = threading.Event()
+    traffic, stop = Traffic(clock.wall()), threading.Event()
     scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
+    app = make_app(settings, readers, audit, clock, traffic, scheduler)
+    server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), traffic.refuse)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop_once(server))
 
@@ -4748,7 +6006,8 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
 
     scheduler.start()
     print(f"Listening on {url}", flush=True)
-    log.info("ticketapi %s serves %s with %s", __version__, settings.db, describe_schedule(settings))
+    page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
+    log.info("ticketapi %s serves %s with %s%s", __version__, settings.db, describe_schedule(settings), page)
     notify_systemd(os.environ, "READY=1")
     server.run(beat)
     notify_systemd(os.environ, "STOPPING=1")
@@ -4787,9 +6046,10 @@ def fill_demo_desk(db: sqlite3.Connection, settings: Settings, url: str) -> None
         hint(f"{settings.db} has tickets already, so --demo changes nothing. A token: {program_call(settings, 'token create')}")
         return
     made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, now, DEMO_SEED)
-    token = create_token(db, settings.user, "demo", settings.ability, 0, now)
+    token = create_token(db, settings.user, "demo", DEMO_ABILITIES, 0, now)
     hint(f"The desk has {made} tickets of the last {DEMO_DAYS} days, {closed} of them closed. Try, with a token of its own:")
     hint(f"  curl -H 'Authorization: Bearer {token['token']}' {url}/api/stats")
+    hint(f"Open {url}/ and paste the token: {token['token']}")
 
 
 def suggest_next_steps(db: sqlite3.Connection, settings: Settings) -> None:
@@ -4828,6 +6088,12 @@ class Command(NamedTuple):
 SERVE_OPTIONS = (
     "db host port rate threads no_scheduler generate_every process_every audit_keep cors_origin trusted_proxy log_level demo"
 )
+GROUPS = (
+    ("Run it", ("serve",)),
+    ("Tickets", ("generate", "process", "tickets", "stats")),
+    ("Access", ("token",)),
+    ("Look after it", ("audit", "check", "backup")),
+)  # of commands, by their first words
 AUDIT_OPTIONS = "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json"
 COMMANDS = (
     Command(
@@ -4850,6 +6116,20 @@ COMMANDS = (
         "close the oldest open tickets",
         ("db", "count", "json"),
         ("process", "process --count 100 --json"),
+    ),
+    Command(
+        "tickets",
+        command_tickets,
+        "list the open or the closed tickets, or show one",
+        ("db", "tickets_limit", "json"),
+        ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
+    ),
+    Command(
+        "stats",
+        command_stats,
+        "show how many tickets wait, for how long, and who wrote most",
+        ("db", "watch", "json"),
+        ("stats", "stats --watch", "stats --json"),
     ),
     Command(
         "token create",
@@ -4918,19 +6198,46 @@ def read_token_id(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def read_which(text: str) -> str | int:
+    """Read which tickets are meant, as an argument: `open`, `closed`, or the id of one."""
+    if text in ("open", "closed"):
+        return text
+    if whole_number(text) is not None:
+        return read_token_id(text)
+    meant = did_you_mean(closest(text, ("open", "closed")))
+    raise argparse.ArgumentTypeError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
+
+
+def list_commands() -> str:
+    """Return the commands with what they do, in groups."""
+    width, indent = max(40, shutil.get_terminal_size().columns - 2), max(len(command.words) for command in COMMANDS) + 4
+    lines = []
+    for title, firsts in GROUPS:
+        lines += ["", f"{title}:"]
+        for command in COMMANDS:
+            if command.words.partition(" ")[0] in firsts:
+                start = f"  {command.words}".ljust(indent)
+                lines += textwrap.wrap(command.help, width, initial_indent=start, subsequent_indent=" " * indent)
+    return "\n".join(lines)
+
+
 def build_parser() -> Parser:
-    """Return the parser of the whole command line."""
+    """Return the parser of the whole command line; where a word is missing, `parser` tells whose help will do."""
     parser = Parser(
         prog="ticketapi",
-        description="A live support desk behind an API, in one file.",
-        epilog=example_text(("serve --demo", "generate --count 50", "token create")),
+        usage="ticketapi COMMAND [options]",
+        description=f"A live support desk behind an API, in one file.\n{list_commands()}",
+        epilog=example_text(("serve --demo", "stats --watch", "token create"))
+        + "\n\nticketapi COMMAND --help tells all of one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ticketapi {__version__}")
-    words = parser.add_subparsers(metavar="COMMAND", required=True)
-    token = words.add_parser("token", help="create, list, revoke and prune tokens", description="Manage tokens.")
-    groups: dict[str, Any] = {"token": token.add_subparsers(metavar="COMMAND", required=True)}
+    parser.set_defaults(parser=parser)
+    words = parser.add_subparsers(prog="ticketapi", metavar="COMMAND", help=argparse.SUPPRESS)
+    token = words.add_parser("token", description="Create, list, revoke and prune tokens.", allow_abbrev=False)
+    token.set_defaults(parser=token)
+    groups: dict[str, Any] = {"token": token.add_subparsers(metavar="COMMAND", title="commands")}
     for command in COMMANDS:
         first, _, second = command.words.partition(" ")
         made = add_command((groups[first] if second else words).add_parser, second or first, command)
@@ -4952,6 +6259,9 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
     )
     if command.words == "token revoke":
         parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
+    if command.words == "tickets":
+        text = "open (oldest first, the default), closed (most recently closed first), or a ticket's id"
+        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=read_which, help=text)
     if command.words == "backup":
         parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
     add_options(parser, command.options)
@@ -4972,12 +6282,18 @@ def discard_output() -> None:
 
 def run_command(argv: Sequence[str] | None) -> int:
     """Run one command and return its exit code; what SQLite reports becomes a TicketApiError."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's stderr: no text is worth a traceback
     try:
+        check_flags(sys.argv[1:] if argv is None else argv)
         args = build_parser().parse_args(argv)
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
+    if "run" not in args:
+        print(args.parser.format_help(), end="", file=sys.stderr)
+        return UsageError.exit_code
     settings = resolve_settings(args, os.environ)
-    more = {name: getattr(args, name) for name in ("token_id", "destination") if hasattr(args, name)}
+    more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
     try:
         return int(args.run(settings, **more))
     except SQLITE_FAILURES as error:

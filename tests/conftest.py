@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,12 +115,8 @@ class Api:
 def close_out_of_order(db, ids, now):
     """Close open tickets in the order given."""
     with ticketapi.transaction(db):
-        moments = ticketapi.growing([now] * len(ids), ticketapi.last_closing(db))
-        numbers = range(ticketapi.count_tickets(db, ticketapi.CLOSED) + 1, 10**6)
-        closings = list(zip(map(ticketapi.format_time, moments), numbers, ids, strict=False))
-        ticketapi.close_tickets(db, closings)
-        ticketapi.add_ticket_count(db, ticketapi.OPEN, -len(closings))
-        ticketapi.add_ticket_count(db, ticketapi.CLOSED, len(closings))
+        tickets = [db.execute("SELECT id, created_at FROM tickets WHERE id = ?", (one,)).fetchone() for one in ids]
+        ticketapi.close_in_order(db, tickets, [now] * len(ids))
 
 
 def wait_for(condition, seconds=15):
@@ -132,13 +129,45 @@ def wait_for(condition, seconds=15):
     raise AssertionError(f"not within {seconds} s")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item):
-    """In CI every tool is there, so that a skipped test is a failed one."""
-    outcome = yield
+def fail_when_skipped(outcome):
+    """In CI every tool is there, so that a skipped test, or file of tests, is a failed one."""
     report = outcome.get_result()
     if report.skipped and os.environ.get("CI") == "true":
         report.outcome = "failed"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """Look at how a test went."""
+    fail_when_skipped((yield))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """Look at how a file was read."""
+    fail_when_skipped((yield))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What drives a real browser is a long proof: all of it takes over a minute."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.proof)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, started once. It takes desk.test for this machine: a page of another host is no secure context."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not program:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    arguments = ["--host-resolver-rules=MAP desk.test 127.0.0.1", *([] if os.getuid() else ["--no-sandbox"])]  # not for root
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=arguments)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
@@ -165,11 +194,12 @@ def make_api(desk, db, clock):
     """Return a function that makes an Api over the desk, with settings of its own."""
     made = []
 
-    def make(**settings):
+    def make(schedule=None, **settings):
         chosen = replace(ticketapi.Settings(db=desk), **settings)
         readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
         made.extend((readers, audit))
-        return Api(chosen, clock, readers, audit, ticketapi.make_app(chosen, readers, audit, clock))
+        app = ticketapi.make_app(chosen, readers, audit, clock, schedule=schedule)
+        return Api(chosen, clock, readers, audit, app)
 
     yield make
     for item in made:

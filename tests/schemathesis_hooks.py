@@ -1,6 +1,7 @@
-"""What schemathesis cannot know: how a cursor, `format: cursor` in openapi.json, is written. Named in schemathesis.toml."""
+"""What schemathesis cannot know: how texts with a `format` of ours in openapi.json are written. Named in schemathesis.toml."""
 
 import re
+from datetime import datetime
 
 import schemathesis
 from hypothesis import strategies as st
@@ -11,6 +12,12 @@ PLACE = re.compile(r"place ([np])([0-9]{1,18})")
 
 places = st.builds("place {}{}".format, st.sampled_from("np"), st.integers(0, 10**18 - 1))
 schemathesis.openapi.format("cursor", st.just("") | places)
+statuses = st.integers(100, 599).map(str) | st.sampled_from(["1xx", "2XX", "4xx"])
+durations = st.builds("{}{}".format, st.integers(0, 999), st.sampled_from("smhd"))
+times = st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1)).map(lambda time: f"{time:%Y-%m-%dT%H:%M:%S}Z")
+schemathesis.openapi.format("user", st.integers(1, 10**18).map(str) | st.just(ticketapi.OPERATOR_EMAIL))
+schemathesis.openapi.format("status", statuses)
+schemathesis.openapi.format("since", st.just("0") | durations | times)
 
 
 @schemathesis.hook

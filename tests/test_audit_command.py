@@ -342,12 +342,12 @@ def test_a_text_that_is_no_utf_8_is_shown(run, log, path):
 
 
 def environment(measured=True, **more):
-    """Return the environment of a command, without variables for it.
+    """Return the environment of a command, without variables for it and without colours.
 
     One that is to be interrupted is not measured: coverage locks up when that hits it at the wrong moment.
     """
     unwanted = ("TICKETAPI", "COLUMNS", *(() if measured else ("COVERAGE",)))
-    return {**{name: value for name, value in os.environ.items() if not name.startswith(unwanted)}, **more}
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(unwanted)}, "NO_COLOR": "1", **more}
 
 
 def test_a_terminal_that_cannot_write_a_character_gets_its_number(log, tmp_path):
@@ -584,7 +584,7 @@ def test_waiting_for_more_ends_after_a_moment_where_output_is_a_file(tmp_path, m
     with open(tmp_path / "out", "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         out.write("row")
-        ticketapi.wait_for_more()
+        ticketapi.wait_for_more(0.01)
         assert (tmp_path / "out").read_text() == "row"
 
 
@@ -721,9 +721,9 @@ def test_a_turn_takes_so_many_steps_and_tells_whether_there_is_more(audit, log, 
     turn = PRUNE_STEPS * AUDIT_STEP
     log(*(row(7200) for _ in range(turn + 1)), row())
     pruner = ticketapi.AuditPruner(audit, 3600, go_on)
-    assert pruner.run(now()) is True
+    assert pruner.run(now()) == ticketapi.Outcome({"pruned": turn}, more=True)
     assert len(ids_in(path)) == 2
-    assert pruner.run(now()) is False
+    assert pruner.run(now()) == ticketapi.Outcome({"pruned": turn + 1})
     assert ids_in(path) == [turn + 2]
 
 
@@ -731,7 +731,7 @@ def test_it_stops_between_two_steps(audit, log, path):
     log(*(row(7200) for _ in range(4 * AUDIT_STEP)))
     answers = iter([False, True])
     pruner = ticketapi.AuditPruner(audit, 3600, lambda seconds: next(answers))
-    assert pruner.run(now()) is True
+    assert pruner.run(now()).more
     assert len(ids_in(path)) == 2 * AUDIT_STEP
 
 
@@ -741,12 +741,12 @@ def test_a_log_that_is_locked_is_logged_once_not_waited_for_and_tried_again(audi
     for episode in (1, 2):
         with closing(ticketapi.connect(path)) as holder, ticketapi.transaction(holder):
             begun = time.monotonic()
-            assert [pruner.run(now()) for _ in range(3)] == [True] * 3
+            assert {pruner.run(now()) for _ in range(3)} == {ticketapi.Outcome(None, more=True, failed=True)}
             assert time.monotonic() - begun < ticketapi.BUSY_TIMEOUT_MS / 1000
         assert len(caplog.records) == episode
         assert path.name in caplog.records[-1].getMessage()
         assert "locked" in caplog.records[-1].getMessage()
-        assert pruner.run(now()) is False
+        assert not pruner.run(now()).more
         assert ids_in(path) == []
         log(row(7200))
 
@@ -858,7 +858,7 @@ def test_requests_are_answered_and_audited_between_the_steps_of_a_prune(api_with
         return False
 
     api.clock.now = now()
-    assert ticketapi.AuditPruner(api.audit, 3600, pause).run(api.clock.now) is True
+    assert ticketapi.AuditPruner(api.audit, 3600, pause).run(api.clock.now).more
     rows = PRUNE_STEPS * AUDIT_STEP + 10
     assert states == [(200, rows - n * AUDIT_STEP + n) for n in range(1, PRUNE_STEPS + 1)]
     assert [found["duration_ms"] for found in api.audits()[:10]] == [3] * 10  # the young ones

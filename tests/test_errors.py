@@ -122,7 +122,6 @@ def test_the_ability_is_read_tickets_or_a_star(api, db, abilities, status):
         ("/api/nope?page=1", "api/nope"),
         ("/api", "api"),
         ("/nope", "nope"),
-        ("/", "/"),
         ("/api/caf%C3%A9", "api/café"),
         ("/%22%3Cb%3E", '"<b>'),
     ],

@@ -88,7 +88,7 @@ def test_the_zipapp_is_the_same_byte_for_byte_whoever_builds_it(zipapp, tmp_path
 
 def test_the_zipapp_holds_the_packages_and_all_licences(zipapp):
     names = zipfile.ZipFile(zipapp).namelist()
-    own = {"ticketapi.py", "schema.sql", "openapi.json", "vocabulary.json", "LICENSE"}
+    own = {"ticketapi.py", "schema.sql", "openapi.json", "vocabulary.json", "dashboard.html", "docs.html", "LICENSE"}
     assert own | {"bottle.py", "waitress/__init__.py"} <= set(names)
     licences = [name for name in names if re.search(r"(bottle|waitress)-.*/LICEN[CS]E(\.txt)?$", name)]
     assert len(licences) == 2
@@ -108,7 +108,7 @@ def test_the_zipapp_runs_read_only_without_home_or_packages(zipapp, tmp_path):
 
 
 def test_the_zipapp_serves(zipapp, tmp_path):
-    served = Served("--demo", cwd=tmp_path, program=bare(zipapp))
+    served = Served("--demo", "--generate-every", "1d", cwd=tmp_path, program=bare(zipapp))
     try:
         assert served.get("/up").json == {"status": "up"}
         token = subprocess.run(

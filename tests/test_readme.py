@@ -93,6 +93,7 @@ def test_the_limits_in_the_text_are_those_of_the_code():
     assert f"`per_page` ({ticketapi.PER_PAGE}, from 1 to {ticketapi.MAX_PER_PAGE})" in README
     assert f"batches of {ticketapi.BATCH:,}" in README
     assert f"the {ticketapi.AUDIT_LOOK:,} oldest rows" in README
+    assert f"{ticketapi.AUDIT_SPANS * ticketapi.AUDIT_SPAN:,} rows" in README
     assert f"{ticketapi.MAX_BODY_BYTES // 1024} KiB" in README
     assert f"{ticketapi.MAX_HEADER_BYTES // 1024} KiB" in README
 

@@ -358,8 +358,6 @@ def test_what_is_no_user_id_is_not_found(api, filled, token, user_id):
         "/api/statsx",
         "/api",
         "/api/",
-        "/",
-        "",
     ],
 )
 def test_a_path_that_only_resembles_a_route_is_not_found(api, token, path):

@@ -199,6 +199,9 @@ def test_demo_fills_an_empty_desk_and_its_curl_line_works(serve):
     assert curl == "curl"
     assert url.startswith(served.url)
     answer = served.get(url[len(served.url) :], headers=[header.split(": ")])
+    link, token = re.fullmatch(r"Open (\S+) and paste the token: (\S+)\n", served.process.stderr.readline()).groups()
+    assert (link, header) == (f"{served.url}/", f"Authorization: Bearer {token}")
+    assert served.get("/").headers["content-type"] == "text/html; charset=utf-8"
     total, waiting = answer.json["total_tickets"], answer.json["total_unprocessed_tickets"]
     assert (total, total - waiting) == (int(figures[1]), int(figures[2]))
     assert total == 10_000
@@ -342,7 +345,7 @@ def test_a_parser_refusal_is_json_closes_the_connection_and_is_logged_in_one_lin
     assert list(answers[0].json) == ["message"]
     assert not re.search(r"waitress|traceback", answers[0].body.decode(), re.IGNORECASE)
     assert served.get("/up").status == 200
-    refusals = [line for line in served.stop()[2].splitlines() if "127.0.0.1" in line]
+    refusals = [line for line in served.stop()[2].splitlines() if "refused a request from" in line]
     assert len(refusals) == 1
     assert f"127.0.0.1: {status}" in refusals[0]
     assert audits(tmp_path) == []

@@ -161,6 +161,7 @@ def test_it_serves_on_a_unix_socket(launch, short):
         assert line == f"Listening on unix:{path}\n"
         assert ask(socket.AF_UNIX, path) == (200, {"status": "up"})
         assert ask(socket.AF_UNIX, path, UP.replace(b"/up", b"/api/stats"))[0] == 401
+        assert ask(socket.AF_UNIX, path, UP.replace(b"/up", b"/metrics"))[0] == 401  # who is behind it, nobody knows
         assert ask(socket.AF_UNIX, path, b"NONSENSE\r\n\r\n")[0] == 400
         assert end(process)[0] == 0
 
