@@ -4,9 +4,10 @@
     python3 benchmarks/requests.py [--tickets 1000000] [--rounds 6] [--threads 1 2 4]
 
 hot: one URL of a desk that does not change. cold: every request asks for a page not asked for before, spread over the whole
-list. The floor is a Waitress with a function that returns the bytes of page 1. All servers are up at once and loaded in turn,
-a second each, in rounds; of each the cheapest round counts, and of the floors the number of threads that is cheapest. Half of
-the tickets are closed. Every request has a token, takes from a bucket and leaves an audit row. Linux only; needs wrk.
+list, of a desk that lies in the kernel's page cache. The floor is a Waitress with a function that returns the bytes of page 1.
+All servers are up at once and loaded in turn, a second each, in rounds; of each the cheapest round counts, and of the floors
+the number of threads that is cheapest. Half of the tickets are closed. Every request has a token, takes from a bucket and
+leaves an audit row. Linux only; needs wrk.
 """
 
 from __future__ import annotations

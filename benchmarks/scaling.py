@@ -4,7 +4,7 @@
     python3 benchmarks/scaling.py [--sizes 10000 1000000] [--deep 1000000] [--seconds 2] [--rounds 4]
 
 sizes: CPU time of a request for a page or stats that the server does not remember, on desks of which half is closed; all
-servers run at the same time and are asked in turn. Every desk is read once before, so that all of them lie in the kernel's
+servers run at the same time and are asked in turn. A desk is read through before each turn, so that it lies in the kernel's
 page cache: what a disk costs is not measured. deep: the same for windows of 200 pages at the start, in the middle and at
 the end of the closed tickets of another desk, all of them closed. memory: of those servers before the first request and after
 all of them. start: from the start of the process to its first answers, in turn with an empty desk. The least of all rounds
@@ -69,14 +69,6 @@ def prepare_desk(root: Path, size: int, closed: int) -> Desk:
     if size:
         return Desk(size, folder, make_desk(folder, size, closed))
     return Desk(size, folder, run(folder, "token", "create"))
-
-
-def read_through(desk: Desk) -> None:
-    """Read the files of a desk from end to end, so that the kernel has them in its page cache."""
-    for path in sorted(desk.folder.glob("*.db")):
-        with path.open("rb") as file:
-            while file.read(1 << 20):
-                pass
 
 
 def compare_loads(
@@ -160,8 +152,6 @@ def main() -> None:
         root = Path(name)
         desks = [prepare_desk(root, size, size // 2) for size in options.sizes]
         deep = prepare_desk(root, options.deep, options.deep)
-        for desk in [*desks, deep]:
-            read_through(desk)
         with ExitStack() as stack:
             servers = [stack.enter_context(serve(desk.folder)) for desk in [*desks, deep]]
             idle = [server.memory_mb() for server in servers]
