@@ -26,8 +26,9 @@ Configuration
     its audit log beside it. `schema.sql` describes them.
 
 The life of one request
-    socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > Authenticate > Throttle > Authorize > handler >
-    remembered answer, or operation > queries > SQLite > JSON bytes > audit hook (headers, audit row) > commit > socket
+    socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > OpenToThisMachine > Authenticate > Throttle >
+    Authorize > handler > remembered answer, or operation > queries > SQLite > JSON bytes > audit hook (headers, counters,
+    audit row) > commit > socket
 
 Security rules
     - A token is shown once; the database holds its SHA-256 alone, compared in constant time. One answer, 401

@@ -1,7 +1,7 @@
 """What schemathesis cannot know: how texts with a `format` of ours in openapi.json are written. Named in schemathesis.toml."""
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 
 import schemathesis
 from hypothesis import strategies as st
@@ -18,6 +18,9 @@ times = st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1)).map(lambda time
 schemathesis.openapi.format("user", st.integers(1, 10**18).map(str) | st.just(ticketapi.OPERATOR_EMAIL))
 schemathesis.openapi.format("status", statuses)
 schemathesis.openapi.format("since", st.just("0") | durations | times)
+ages = st.timedeltas(timedelta(minutes=1), timedelta(days=90))
+recently = ages.map(lambda age: f"{datetime.now(timezone.utc) - age:%Y-%m-%dT%H:%M:%SZ}")
+schemathesis.openapi.format("recent", st.builds("{}{}".format, st.integers(0, 90), st.sampled_from("smhd")) | recently)
 
 
 @schemathesis.hook
