@@ -1243,6 +1243,19 @@ def find_created_at(db: sqlite3.Connection, ticket_id: int) -> str | None:
     return row["created_at"] if row else None
 
 
+def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
+    """Return when the ticket with a number among the closed ones was closed, or None."""
+    row = db.execute(
+        """
+        SELECT closed_at
+        FROM tickets
+        WHERE closed_number = :closed_number
+        """,
+        {"closed_number": closed_number},
+    ).fetchone()
+    return row["closed_at"] if row else None
+
+
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
     """Insert tickets given as all their columns in order."""
     db.executemany(
@@ -1347,19 +1360,6 @@ def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, in
         {"since": since},
     )
     return [tuple(row) for row in rows]
-
-
-def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
-    """Return when the ticket with a number among the closed ones was closed, or None."""
-    row = db.execute(
-        """
-        SELECT closed_at
-        FROM tickets
-        WHERE closed_number = :closed_number
-        """,
-        {"closed_number": closed_number},
-    ).fetchone()
-    return row["closed_at"] if row else None
 
 
 # Counters against rows, for `check` ---------------------------------------------------------------
@@ -2354,7 +2354,7 @@ def authenticate_token(reader: Reader, text: str, now: int) -> Token | None:
 
 def note_token_use(path: Path, token: Token, now: int) -> None:
     """Write last_used_at, at most once a minute; while the desk is locked leave it to a later request."""
-    if token.last_used_at is not None and token.last_used_at > format_time(now - MINUTE * MICROSECONDS):
+    if token.last_used_at is not None and token.last_used_at > format_time(now - MINUTE_MICROSECONDS):
         return
     with suppress(sqlite3.OperationalError), closing(connect(path, wait_ms=0)) as db, transaction(db):
         touch_token(db, token.id, format_time(now))
