@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -233,6 +235,39 @@ def run(capsys, monkeypatch, tmp_path):
             code = leaving.code
         out, err = capsys.readouterr()
         return code, out, err
+
+    return command
+
+
+def drain(master, chunks):
+    """Collect what a terminal gets until nobody has its other side any more."""
+    try:
+        while chunk := os.read(master, 65536):
+            chunks.append(chunk)
+    except OSError:
+        pass
+
+
+@pytest.fixture
+def on_terminal(run, monkeypatch):
+    """Return a function that runs a command of this process on a terminal and gives the lines it shows, with their codes."""
+
+    def command(*arguments, width=80, encoding="utf-8", expected=0, **environ):
+        for name in ("NO_COLOR", "TERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, text in {"COLUMNS": str(width), "LINES": "24", **environ}.items():
+            monkeypatch.setenv(name, text)
+        master, slave = pty.openpty()
+        chunks = []
+        reader = threading.Thread(target=drain, args=(master, chunks))
+        reader.start()
+        with open(slave, "w", encoding=encoding) as out, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            code = ticketapi.main(list(map(str, arguments)))
+        reader.join()
+        os.close(master)
+        assert code == expected
+        return b"".join(chunks).decode().split("\r\n")[:-1]
 
     return command
 

@@ -4,7 +4,6 @@ import re
 import shlex
 
 import pytest
-from test_tickets_command import on_terminal  # noqa: F401
 
 import ticketapi
 
@@ -65,7 +64,7 @@ def test_the_help_fits_the_terminal(run, monkeypatch, width, words):
 
 
 @pytest.mark.parametrize("environ", [{}, {"FORCE_COLOR": "1"}])
-def test_the_help_has_no_colour_on_any_python(on_terminal, environ):  # noqa: F811
+def test_the_help_has_no_colour_on_any_python(on_terminal, environ):
     for words in ((), ("tickets",)):
         lines = on_terminal(*words, "--help", **environ)
         assert "\x1b" not in "".join(lines)

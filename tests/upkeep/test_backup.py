@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NOON, ROOT, WITHOUT_PRIVILEGES, HandClock
-from test_upgrade import make_old
+from old_desks import make_old
 
 import ticketapi
 

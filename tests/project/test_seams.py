@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT
+from source import BANNER, FUNCTIONS, SOURCE, TREE, room_of
 
-SOURCE = (ROOT / "ticketapi.py").read_text()
-TREE = ast.parse(SOURCE)
-BANNER = re.compile(r"^# ={100,}\n# Room (\d+)\. (.+)\n# ={100,}\n", re.MULTILINE)
 CLOCK_READERS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "localtime", "sleep"}
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMMAND_LINE = 9
 
 
@@ -22,16 +18,6 @@ class Node(NamedTuple):
     room: int
     owner: str
     node: ast.AST
-
-
-def room_starts():
-    """Return the line on which each room begins, in the order of the file."""
-    return [SOURCE.count("\n", 0, found.start()) + 1 for found in BANNER.finditer(SOURCE)]
-
-
-def room_of(line):
-    """Return the room in which a line lies; 0 is what stands above the first."""
-    return sum(start <= line for start in room_starts())
 
 
 def owned(node, owner) -> Iterator[tuple[str, ast.AST]]:

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 from conftest import NOON, WITHOUT_PRIVILEGES
-from test_upgrade import make_old
+from old_desks import make_old
 
 import ticketapi
 

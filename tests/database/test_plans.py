@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import NOON, SECOND, Api, HandClock
-from test_seams import FUNCTIONS, TREE, room_of
+from source import FUNCTIONS, TREE, room_of
 
 import ticketapi
 

@@ -3,16 +3,15 @@
 import json
 import re
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from conftest import NOON, SECOND
+from conftest import NOON, ROOT, SECOND
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ticketapi
 
-CONTRACT = Path(__file__).with_name("contract")
+CONTRACT = ROOT / "tests/contract"
 URL = "http://127.0.0.1/api/tickets/open"
 
 

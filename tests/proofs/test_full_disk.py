@@ -1,6 +1,6 @@
 """Proof on a real full disk: reads go on, writes say so and leave no half batch, and all recovers when there is room again.
 
-Run with `pytest -m proof tests/test_full_disk.py`. The disk is a small tmpfs in a mount namespace of its own, for which one has
+Run with `pytest -m proof tests/proofs/test_full_disk.py`. The disk is a small tmpfs in a mount namespace of its own, for which one has
 to be root or to have the right to make user namespaces.
 """
 
@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from conftest import Served, wait_for
-from test_durability import ask, assert_sound
+from soundness import ask, assert_sound
 
 import ticketapi
 

@@ -12,17 +12,16 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import NOON, close_out_of_order
+from conftest import NOON, close_out_of_order, drain
+from old_desks import SCHEMAS
 
 import ticketapi
 from ticketapi import MAX_PER_PAGE
 
-SCHEMA_1 = Path(__file__).with_name("schema-1.sql").read_text()
 HOSTILE = "a\r\x1b[31m\x00\x7f\x85\x9b2J\u202eevil\u2066\ufeff |\tZoë 東京"
 CODES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -222,7 +221,7 @@ READERS = [("tickets",), ("tickets", "1"), ("tickets", "closed", "--json"), ("st
 def make_older(path):
     """Make a desk of version 1."""
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(SCHEMA_1)
+        db.executescript(SCHEMAS[1])
         db.execute(f"PRAGMA application_id = {ticketapi.PARTS['desk'].application_id}")
         db.execute("PRAGMA user_version = 1")
 
@@ -271,39 +270,6 @@ def test_a_desk_that_lacks_a_table_is_one_line_that_names_it(run, db, desk, word
 
 
 # On a terminal -----------------------------------------------------------------------------------
-
-
-def drain(master, chunks):
-    """Collect what a terminal gets until nobody has its other side any more."""
-    try:
-        while chunk := os.read(master, 65536):
-            chunks.append(chunk)
-    except OSError:
-        pass
-
-
-@pytest.fixture
-def on_terminal(run, monkeypatch):
-    """Return a function that runs a command of this process on a terminal and gives the lines it shows, with their codes."""
-
-    def command(*arguments, width=80, encoding="utf-8", expected=0, **environ):
-        for name in ("NO_COLOR", "TERM"):
-            monkeypatch.delenv(name, raising=False)
-        for name, text in {"COLUMNS": str(width), "LINES": "24", **environ}.items():
-            monkeypatch.setenv(name, text)
-        master, slave = pty.openpty()
-        chunks = []
-        reader = threading.Thread(target=drain, args=(master, chunks))
-        reader.start()
-        with open(slave, "w", encoding=encoding) as out, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", out)
-            code = ticketapi.main(list(map(str, arguments)))
-        reader.join()
-        os.close(master)
-        assert code == expected
-        return b"".join(chunks).decode().split("\r\n")[:-1]
-
-    return command
 
 
 def bare(lines):
