@@ -1,7 +1,8 @@
 """Proof by kill -9: whatever is killed at whatever moment, what was committed or answered is there and fits together.
 
-Run with `pytest -m proof tests/proofs/test_durability.py`; PROOF_ROUNDS sets how often each thing is killed, and PROOF_SEED repeats a
-run's random moments. A power cut cannot be made here: that what it would take away has been synced is read from strace.
+Run with `pytest -m proof tests/proofs/test_durability.py`; PROOF_ROUNDS sets how often each thing is killed, and PROOF_SEED
+repeats a run's random moments. A power cut cannot be made here: strace shows
+that what it would take away has been synced.
 """
 
 import os
