@@ -7,6 +7,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ import pytest
 import ticketapi
 
 ROOT = Path(__file__).resolve().parent.parent
+PROOFS = ROOT / "tests" / "proofs"
 NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microseconds
 SECOND = 1_000_000
 # Put before a command: root, too, is then bound by the permissions of files.
@@ -152,9 +154,9 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What drives a real browser is a long proof: all of it takes over a minute."""
+    """What stands in the folder of the proofs is a proof."""
     for item in items:
-        if "browser" in item.fixturenames:
+        if PROOFS in item.path.parents:
             item.add_marker(pytest.mark.proof)
 
 
@@ -329,3 +331,17 @@ def serve(tmp_path):
         if served.process.poll() is None:
             served.process.kill()
         served.process.communicate()
+
+
+@pytest.fixture
+def dial():
+    """Return a function that opens a connection to a server; it is closed after the test."""
+    opened = []
+
+    def connect(served, timeout=5):
+        opened.append(socket.create_connection(("127.0.0.1", served.port), timeout=timeout))
+        return opened[-1]
+
+    yield connect
+    for sock in opened:
+        sock.close()

@@ -664,14 +664,6 @@ def test_others_write_between_two_steps(log, path):
         assert ticketapi.prune_audits(db, before, AUDIT_STEP) == 0
 
 
-@pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_log_that_another_program_holds_is_one_line_and_stays_as_it_is(run, log, path):
-    log(row(7200))
-    with closing(ticketapi.connect(path)) as holder, ticketapi.transaction(holder):
-        assert_refused(run("audit", "prune", "--older-than", "1h"), 1, path.name, "locked", "again")
-        assert ids(run("audit", "--json")) == [1]
-
-
 @pytest.mark.parametrize(("ages", "old"), [([], 0), ([9, 8, 7], 3), ([9, 8, 1], 2), ([1, 1], 0)])
 def test_how_many_rows_will_go_is_known_beforehand(reader, log, ages, old):
     log(*(row(age * 3600) for age in ages))

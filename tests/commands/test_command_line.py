@@ -146,9 +146,8 @@ def test_too_many_tickets_for_a_short_period_are_an_invalid_count(run, tmp_path)
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("since", ["1s", pytest.param("25000d", marks=pytest.mark.proof)])
-def test_a_history_may_be_as_short_or_long_as_its_option_allows(run, tmp_path, since):
-    assert run("generate", "--count", 10, "--since", since)[0] == 0
+def test_a_history_may_be_as_short_as_its_option_allows(run, tmp_path):
+    assert run("generate", "--count", 10, "--since", "1s")[0] == 0
     assert sum(counted(tmp_path / "ticketapi.db")) == 10
 
 
@@ -515,14 +514,6 @@ def test_a_lock_file_that_cannot_be_opened_is_one_line_that_names_it(tmp_path):
     serving = process("serve", "--port", "0", cwd=tmp_path)
     out, err = serving.communicate(timeout=30)
     assert_refused((serving.returncode, out, err), 1, "ticketapi.db-lock")
-
-
-@pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_desk_that_is_locked_is_one_line(db, desk):
-    with ticketapi.transaction(db):
-        running = process("generate", "--db", desk)
-        out, err = running.communicate(timeout=30)
-    assert_refused((running.returncode, out, err), 1, str(desk), "locked", "again")
 
 
 # Help --------------------------------------------------------------------------------------------

@@ -55,20 +55,6 @@ def request_bytes(path, token, *more):
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-@pytest.fixture
-def dial():
-    """Return a function that opens a connection to a server; it is closed after the test."""
-    opened = []
-
-    def connect(served, timeout=5):
-        opened.append(socket.create_connection(("127.0.0.1", served.port), timeout=timeout))
-        return opened[-1]
-
-    yield connect
-    for sock in opened:
-        sock.close()
-
-
 def read_to_end(sock):
     """Return all that a connection brings until the server closes it."""
     chunks = []
@@ -289,15 +275,6 @@ def test_idle_and_half_open_connections_do_not_delay_the_stop(serve, dial):
     assert time.monotonic() - begin < ticketapi.STOP_SECONDS / 3
 
 
-@pytest.mark.proof
-def test_a_body_that_never_ends_delays_the_stop_no_longer_than_promised(serve, dial):
-    served = serve("--no-scheduler")
-    begin_body(dial(served))
-    begin = time.monotonic()
-    assert served.stop()[0] == 0
-    assert time.monotonic() - begin < ticketapi.STOP_SECONDS + 3
-
-
 def test_kill_9_leaves_the_desk_intact_and_a_row_for_every_answered_request(serve, tmp_path):
     cli(tmp_path, "generate", "--count", "5")
     served, token = serve("--rate", "0"), new_token(tmp_path)
@@ -375,23 +352,6 @@ AMBIGUOUS = {
 def test_a_request_that_a_proxy_may_read_otherwise_ends_the_connection(serve, dial, name):
     """RFC 9112, section 6.1: what follows might be part of this request for a proxy in between."""
     assert len(exchange(dial(serve("--no-scheduler")), AMBIGUOUS[name] + UP)) == 1
-
-
-@pytest.mark.proof
-def test_a_thousand_connections_that_drip_do_not_lock_others_out(serve, dial):
-    served = serve("--no-scheduler")
-    crowd = [dial(served) for _ in range(1000)]
-
-    def gets_through():
-        for sock in crowd:
-            with suppress(OSError):
-                sock.sendall(b"G")
-        sock = dial(served, timeout=1)
-        with suppress(OSError):
-            sock.sendall(UP)
-            return sock.recv(65536).startswith(b"HTTP/1.1 200")
-
-    assert wait_for(gets_through, seconds=20)
 
 
 # Beside other commands ---------------------------------------------------------------------------
