@@ -17,14 +17,15 @@ import pytest
 from conftest import NOON, HandClock
 
 import ticketapi
-from ticketapi import BATCH
 
 ERASE = "\r\x1b[K"
 LINE = re.compile(r"([\d,]+) of ([\d,]+) tickets, ([\d,]+) a second, (\d+) s left")
+BATCH = 1000  # tickets in one transaction; as many as there are otherwise would take most of the time
 PROGRAM = (
     sys.executable,
     "-c",
-    "import sys, ticketapi; print('ready', flush=True); sys.stdin.readline(); sys.exit(ticketapi.main())",
+    f"import sys, ticketapi; ticketapi.BATCH = {BATCH}; print('ready', flush=True); sys.stdin.readline(); "
+    "sys.exit(ticketapi.main())",
 )
 
 
@@ -97,7 +98,8 @@ def test_it_is_one_line_without_a_line_feed():
     ],
     ids=["generate", "history", "one ticket", "nothing to process"],
 )
-def test_every_batch_is_reported_once_it_is_kept(desk, db, work, expected):
+def test_every_batch_is_reported_once_it_is_kept(monkeypatch, desk, db, work, expected):
+    monkeypatch.setattr(ticketapi, "BATCH", BATCH)
     reports = []
 
     def report(done):
