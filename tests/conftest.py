@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import py_compile
 import re
 import shutil
 import signal
@@ -14,20 +15,24 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from hypothesis import settings
 
 import ticketapi
+
+pytest.register_assert_rewrite("attacks", "faults", "fuzz", "soundness", "upgrades")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "tests" / "proofs"
 NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microseconds
 SECOND = 1_000_000
+IN_CI = os.environ.get("CI") == "true"  # where every tool is there, and random searches take their time
 # Put before a command: root, too, is then bound by the permissions of files.
 WITHOUT_PRIVILEGES = () if os.getuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 
@@ -116,6 +121,16 @@ class Api:
             return [dict(row) for row in db.execute("SELECT * FROM api_audits ORDER BY id")]
 
 
+def examples(count):
+    """Return how many examples a random search makes: as many as asked for in CI, a quarter of them elsewhere."""
+    return count if IN_CI else count // 4
+
+
+settings.register_profile("quick", max_examples=examples(settings.default.max_examples))
+if not IN_CI:
+    settings.load_profile("quick")
+
+
 def close_out_of_order(db, ids, now):
     """Close open tickets in the order given."""
     with ticketapi.transaction(db):
@@ -133,10 +148,17 @@ def wait_for(condition, seconds=15):
     raise AssertionError(f"not within {seconds} s")
 
 
+def pytest_configure(config):
+    """Compile ticketapi.py for the processes that tests start: where Python writes no bytecode each would do so anew."""
+    if not hasattr(config, "workerinput"):
+        with suppress(OSError):
+            py_compile.compile(ticketapi.__file__)
+
+
 def fail_when_skipped(outcome):
     """In CI every tool is there, so that a skipped test, or file of tests, is a failed one."""
     report = outcome.get_result()
-    if report.skipped and os.environ.get("CI") == "true":
+    if report.skipped and IN_CI:
         report.outcome = "failed"
 
 

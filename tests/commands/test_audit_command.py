@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from itertools import count, islice
 
 import pytest
-from conftest import NOON, SECOND, Api
+from conftest import NOON, SECOND, Api, wait_for
 
 import ticketapi
 from ticketapi import AUDIT_LOOK, AUDIT_PAGE, AUDIT_SPAN, AUDIT_STEP, PRUNE_STEPS, AuditFilter
@@ -570,12 +570,9 @@ def test_a_follower_writes_to_a_file(log, tmp_path):
     with open(tmp_path / "out", "w") as out:
         command = [sys.executable, "-m", "ticketapi", "audit", "--follow", "--json"]
         running = subprocess.Popen(command, cwd=tmp_path, env=environment(measured=False), stdout=out, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 20
-    while (tmp_path / "out").stat().st_size == 0:
-        assert time.monotonic() < deadline
+    wait_for(lambda: (tmp_path / "out").stat().st_size)
     log(row(path="api/two"))
-    while (tmp_path / "out").read_text().count("\n") < 2:
-        assert time.monotonic() < deadline
+    wait_for(lambda: (tmp_path / "out").read_text().count("\n") == 2)
     running.send_signal(signal.SIGINT)
     assert (running.communicate(timeout=20)[1], running.returncode) == (b"", 0)
 

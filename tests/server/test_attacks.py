@@ -28,7 +28,7 @@ from attacks import (
     post,
     program,
 )
-from conftest import wait_for
+from conftest import examples, wait_for
 from fuzz import attacks, bounded, under_attack
 from hypothesis import given
 
@@ -577,7 +577,7 @@ def attacked(request, tmp_path_factory):
         yield attacked
 
 
-@bounded(200)
+@bounded(examples(200))
 @given(attacks())
 def test_whatever_is_sent_is_answered_soundly_or_cut(attacked, data):
     attacked.check(data)
