@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -216,6 +217,14 @@ def empty_desk(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def empty_log(tmp_path_factory):
+    """An empty audit log to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "desk-audit.db"
+    ticketapi.open_database(path, "audit").close()
+    return path
+
+
 @pytest.fixture
 def db(desk, empty_desk):
     """A connection to the desk, which is empty unless something has filled it."""
@@ -233,12 +242,14 @@ def small_batches(monkeypatch):
 
 
 @pytest.fixture
-def make_api(desk, db, clock):
+def make_api(desk, db, clock, empty_log):
     """Return a function that makes an Api over the desk, with settings of its own."""
     made = []
 
     def make(schedule=None, **settings):
         chosen = replace(ticketapi.Settings(db=desk), **settings)
+        if not chosen.audit_db.exists():
+            shutil.copy(empty_log, chosen.audit_db)
         readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
         made.extend((readers, audit))
         app = ticketapi.make_app(chosen, readers, audit, clock, schedule=schedule)
@@ -261,9 +272,17 @@ def token(db, clock):
     return ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "test", ["read:tickets"], 0, clock.wall())["token"]
 
 
+@pytest.fixture(scope="session")
+def parser():
+    """Return a function that gives the parser of the command line for a width: to make one takes longer than most commands."""
+    build = ticketapi.build_parser
+    return cache(lambda columns: build())
+
+
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(capsys, monkeypatch, tmp_path, parser):
     """Return a function that runs a command in this process, in an empty folder, and gives (code, stdout, stderr)."""
+    monkeypatch.setattr(ticketapi, "build_parser", lambda: parser(shutil.get_terminal_size().columns))
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith("TICKETAPI_"):
