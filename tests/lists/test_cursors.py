@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import NOON, SECOND, Api, HandClock, close_out_of_order, examples
+from conftest import IN_CI, NOON, SECOND, Api, HandClock, close_out_of_order, examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -322,9 +322,11 @@ def test_a_cursor_of_another_list_is_refused(api, filled, token, url, other):
 
 @pytest.mark.parametrize("url", LISTS)
 def test_a_cursor_with_any_character_changed_is_refused(api, filled, token, url):
-    cursor = some_cursor(api, token, url)
+    """To every other one in CI; elsewhere each place has its turn with some of them."""
+    cursor, step = some_cursor(api, token, url), 1 if IN_CI else 5
     for position, kept in enumerate(cursor):
-        for letter in (string.ascii_letters + string.digits + "-_").replace(kept, "") + "+/=. é\n\x00":
+        letters = (string.ascii_letters + string.digits + "-_").replace(kept, "") + "+/=. é\n\x00"
+        for letter in letters[position % step :: step]:
             refused(api, token, url, cursor[:position] + letter + cursor[position + 1 :])
 
 

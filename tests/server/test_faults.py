@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -79,19 +80,26 @@ def test_whoever_writes_to_the_desk_waits_until_it_is_on_the_disk(commits, run, 
 # A locked desk ------------------------------------------------------------------------------------
 
 
+def walk_while_held(served, folder, token):
+    """Read twenty pages while the audit log is held; return how long each took."""
+    waits = []
+    with held(folder / "ticketapi-audit.db"):
+        for page in range(1, 21):
+            begin = time.monotonic()
+            assert served.get(f"/api/tickets/open?page={page}", token=token).status == 200
+            waits.append(time.monotonic() - begin)
+    return waits
+
+
 def test_a_locked_audit_log_makes_one_request_half_a_second_late_and_gets_its_rows_once_it_is_free(serve, tmp_path):
     servers = []
     for threads in (1, 3):
         (folder := tmp_path / str(threads)).mkdir()
         token = make_desk(folder / "ticketapi.db")
         servers.append((serve("--no-scheduler", "--rate", "0", "--threads", threads, cwd=folder), folder, token))
-    for served, folder, token in servers:
-        with held(folder / "ticketapi-audit.db"):
-            waits = []
-            for page in range(1, 21):
-                begin = time.monotonic()
-                assert served.get(f"/api/tickets/open?page={page}", token=token).status == 200
-                waits.append(time.monotonic() - begin)
+    with ThreadPoolExecutor(2) as pool:
+        walks = list(pool.map(walk_while_held, *zip(*servers, strict=True)))
+    for waits in walks:
         assert sorted(waits)[-1] < 1.0
         assert sorted(waits)[-2] < 0.4
     for served, folder, _ in servers:
