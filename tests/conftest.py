@@ -4,28 +4,36 @@ import io
 import json
 import os
 import pty
+import py_compile
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from hypothesis import settings
 
 import ticketapi
 
+pytest.register_assert_rewrite("attacks", "faults", "fuzz", "soundness", "upgrades")
+
 ROOT = Path(__file__).resolve().parent.parent
+PROOFS = ROOT / "tests" / "proofs"
 NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microseconds
 SECOND = 1_000_000
+IN_CI = os.environ.get("CI") == "true"  # where every tool is there, and random searches take their time
 # Put before a command: root, too, is then bound by the permissions of files.
 WITHOUT_PRIVILEGES = () if os.getuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 
@@ -114,6 +122,16 @@ class Api:
             return [dict(row) for row in db.execute("SELECT * FROM api_audits ORDER BY id")]
 
 
+def examples(count):
+    """Return how many examples a random search makes: as many as asked for in CI, a quarter of them elsewhere."""
+    return count if IN_CI else count // 4
+
+
+settings.register_profile("quick", max_examples=examples(settings.default.max_examples))
+if not IN_CI:
+    settings.load_profile("quick")
+
+
 def close_out_of_order(db, ids, now):
     """Close open tickets in the order given."""
     with ticketapi.transaction(db):
@@ -131,10 +149,17 @@ def wait_for(condition, seconds=15):
     raise AssertionError(f"not within {seconds} s")
 
 
+def pytest_configure(config):
+    """Compile ticketapi.py for the processes that tests start: where Python writes no bytecode each would do so anew."""
+    if not hasattr(config, "workerinput"):
+        with suppress(OSError):
+            py_compile.compile(ticketapi.__file__)
+
+
 def fail_when_skipped(outcome):
     """In CI every tool is there, so that a skipped test, or file of tests, is a failed one."""
     report = outcome.get_result()
-    if report.skipped and os.environ.get("CI") == "true":
+    if report.skipped and IN_CI:
         report.outcome = "failed"
 
 
@@ -152,9 +177,9 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What drives a real browser is a long proof: all of it takes over a minute."""
+    """What stands in the folder of the proofs is a proof."""
     for item in items:
-        if "browser" in item.fixturenames:
+        if PROOFS in item.path.parents:
             item.add_marker(pytest.mark.proof)
 
 
@@ -184,20 +209,47 @@ def desk(tmp_path):
     return tmp_path / "desk.db"
 
 
+@pytest.fixture(scope="session")
+def empty_desk(tmp_path_factory):
+    """An empty desk to be copied: to make a new one takes three times as long."""
+    path = tmp_path_factory.mktemp("empty") / "desk.db"
+    ticketapi.open_database(path, "desk").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def empty_log(tmp_path_factory):
+    """An empty audit log to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "desk-audit.db"
+    ticketapi.open_database(path, "audit").close()
+    return path
+
+
 @pytest.fixture
-def db(desk):
-    """A connection to an empty desk."""
+def db(desk, empty_desk):
+    """A connection to the desk, which is empty unless something has filled it."""
+    if not desk.exists():
+        shutil.copy(empty_desk, desk)
     with closing(ticketapi.open_database(desk, "desk")) as connection:
         yield connection
 
 
 @pytest.fixture
-def make_api(desk, db, clock):
+def small_batches(monkeypatch):
+    """Let a transaction hold a hundred tickets at most, so that a few make several batches; returns that number."""
+    monkeypatch.setattr(ticketapi, "BATCH", 100)
+    return ticketapi.BATCH
+
+
+@pytest.fixture
+def make_api(desk, db, clock, empty_log):
     """Return a function that makes an Api over the desk, with settings of its own."""
     made = []
 
     def make(schedule=None, **settings):
         chosen = replace(ticketapi.Settings(db=desk), **settings)
+        if not chosen.audit_db.exists():
+            shutil.copy(empty_log, chosen.audit_db)
         readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
         made.extend((readers, audit))
         app = ticketapi.make_app(chosen, readers, audit, clock, schedule=schedule)
@@ -220,9 +272,17 @@ def token(db, clock):
     return ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "test", ["read:tickets"], 0, clock.wall())["token"]
 
 
+@pytest.fixture(scope="session")
+def parser():
+    """Return a function that gives the parser of the command line for a width: to make one takes longer than most commands."""
+    build = ticketapi.build_parser
+    return cache(lambda columns: build())
+
+
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(capsys, monkeypatch, tmp_path, parser):
     """Return a function that runs a command in this process, in an empty folder, and gives (code, stdout, stderr)."""
+    monkeypatch.setattr(ticketapi, "build_parser", lambda: parser(shutil.get_terminal_size().columns))
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith("TICKETAPI_"):
@@ -329,3 +389,17 @@ def serve(tmp_path):
         if served.process.poll() is None:
             served.process.kill()
         served.process.communicate()
+
+
+@pytest.fixture
+def dial():
+    """Return a function that opens a connection to a server; it is closed after the test."""
+    opened = []
+
+    def connect(served, timeout=5):
+        opened.append(socket.create_connection(("127.0.0.1", served.port), timeout=timeout))
+        return opened[-1]
+
+    yield connect
+    for sock in opened:
+        sock.close()

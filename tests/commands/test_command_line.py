@@ -9,12 +9,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import NOON, SECOND
+from conftest import NOON, SECOND, wait_for
 
 import ticketapi
 
@@ -72,7 +71,7 @@ def process(*arguments, **more):
         ((), "Generated 1 ticket\n", 1),
         (("--count", "1"), "Generated 1 ticket\n", 1),
         (("--count", "3"), "Generated 3 tickets\n", 3),
-        (("--count=10001",), "Generated 10001 tickets\n", 10_001),
+        (("--count=1001",), "Generated 1001 tickets\n", 1001),
     ],
 )
 def test_generate_says_how_many_tickets_came(run, tmp_path, arguments, printed, tickets):
@@ -89,9 +88,9 @@ def test_process_says_which_tickets_it_closed(run, tmp_path):
 
 
 def test_process_closes_what_there_is_and_names_every_id(run):
-    run("generate", "--count", 10_002)
-    ids = ", ".join(map(str, range(1, 10_003)))
-    assert run("process", "--count", 20_000) == (0, f"Processed 10002 tickets\nTicket IDs: {ids}\n", "")
+    run("generate", "--count", 1002)
+    ids = ", ".join(map(str, range(1, 1003)))
+    assert run("process", "--count", 2000) == (0, f"Processed 1002 tickets\nTicket IDs: {ids}\n", "")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "-999999999"])
@@ -146,9 +145,8 @@ def test_too_many_tickets_for_a_short_period_are_an_invalid_count(run, tmp_path)
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("since", ["1s", pytest.param("25000d", marks=pytest.mark.proof)])
-def test_a_history_may_be_as_short_or_long_as_its_option_allows(run, tmp_path, since):
-    assert run("generate", "--count", 10, "--since", since)[0] == 0
+def test_a_history_may_be_as_short_as_its_option_allows(run, tmp_path):
+    assert run("generate", "--count", 10, "--since", "1s")[0] == 0
     assert sum(counted(tmp_path / "ticketapi.db")) == 10
 
 
@@ -324,9 +322,12 @@ VALUES = {
 PLACES = [(words, field) for words, command in COMMANDS.items() for field in command.options]
 
 
+PARSER = ticketapi.build_parser()
+
+
 def resolve(words, *arguments, **environ):
     """Return the settings of a command line and environment."""
-    return ticketapi.resolve_settings(ticketapi.build_parser().parse_args([*call(words), *arguments]), environ)
+    return ticketapi.resolve_settings(PARSER.parse_args([*call(words), *arguments]), environ)
 
 
 def test_there_is_a_value_for_every_option():
@@ -517,14 +518,6 @@ def test_a_lock_file_that_cannot_be_opened_is_one_line_that_names_it(tmp_path):
     assert_refused((serving.returncode, out, err), 1, "ticketapi.db-lock")
 
 
-@pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_desk_that_is_locked_is_one_line(db, desk):
-    with ticketapi.transaction(db):
-        running = process("generate", "--db", desk)
-        out, err = running.communicate(timeout=30)
-    assert_refused((running.returncode, out, err), 1, str(desk), "locked", "again")
-
-
 # Help --------------------------------------------------------------------------------------------
 
 
@@ -621,7 +614,7 @@ def test_the_schedule_is_described(settings, words):
 @pytest.mark.parametrize("arguments", ["--version", "process --help", "generate", "token create", "process --count 10000"])
 def test_a_reader_that_leaves_is_no_traceback(tmp_path, arguments):
     with closing(ticketapi.open_database(tmp_path / "ticketapi.db", "desk")) as db:
-        ticketapi.generate_tickets(db, 10_000, NOON, seed=1)
+        ticketapi.generate_tickets(db, 10_000 if "process --count" in arguments else 1, NOON, seed=1)
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -647,11 +640,7 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_1(tmp_path, argument
 def test_an_interrupted_command_is_one_line_and_keeps_whole_batches(tmp_path):
     path = tmp_path / "ticketapi.db"
     running = process("generate", "--count", 5_000_000, cwd=tmp_path, measured=False)
-    deadline = time.monotonic() + 30
-    while running.poll() is None and time.monotonic() < deadline:
-        with suppress(sqlite3.Error, OSError):
-            if path.exists() and path.stat().st_size > 10**6:
-                break
+    wait_for(lambda: running.poll() is not None or (path.exists() and path.stat().st_size > 10**6), seconds=30)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
     assert_refused((running.returncode, out, err), 1, "interrupted")

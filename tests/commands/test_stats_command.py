@@ -87,15 +87,22 @@ def test_a_clock_that_was_set_back_makes_no_age_negative(db):
     assert [found["oldest_open_age"], found["last_closed_age"]] == [0, 0]
 
 
+@pytest.fixture(scope="module")
+def month(tmp_path_factory):
+    """A connection to a desk with thirty days behind it."""
+    with closing(ticketapi.open_database(tmp_path_factory.mktemp("month") / "desk.db", "desk")) as db:
+        ticketapi.generate_history(db, 5000, 30 * 86_400, NOON, 1)
+        yield db
+
+
 @pytest.mark.parametrize("passed", [0, 1, 1800 * SECOND, HOUR - 1, HOUR, HOUR + 1, 5 * HOUR, 30 * DAY])
-def test_the_last_hour_is_counted_to_the_ticket(db, passed):
-    ticketapi.generate_history(db, 5000, 30 * 86_400, NOON, 1)
+def test_the_last_hour_is_counted_to_the_ticket(month, passed):
     since = ticketapi.format_time(NOON + passed - HOUR)
     expected = [
-        db.execute(sql, (since,)).fetchone()[0]
+        month.execute(sql, (since,)).fetchone()[0]
         for sql in ("SELECT count(*) FROM tickets WHERE created_at >= ?", "SELECT count(*) FROM tickets WHERE closed_at >= ?")
     ]
-    found = overview(db, NOON + passed)
+    found = overview(month, NOON + passed)
     assert [found["opened_last_hour"], found["closed_last_hour"]] == expected
 
 

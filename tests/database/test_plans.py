@@ -16,6 +16,7 @@ from source import FUNCTIONS, TREE, room_of
 import ticketapi
 
 HOUR = 3600 * SECOND
+BATCH = 1000  # tickets in one transaction
 
 TOKENS = "sqlite_autoindex_personal_access_tokens_1"
 
@@ -101,7 +102,7 @@ def queries():
 def run_commands(path):
     """Run every command but `serve`."""
     commands = (
-        f"generate --count {ticketapi.BATCH + 50} --since 90d",
+        f"generate --count {BATCH + 50} --since 90d",
         "generate --count 400 --seed 7",
         "process --count 100",
         "token create --user ann@example.com --expires 1s",
@@ -224,6 +225,7 @@ def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("plans") / "desk.db"
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()):
         patch.setattr(Watched, "ran", {})
+        patch.setattr(ticketapi, "BATCH", BATCH)
         patch.setattr(ticketapi.sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
         live(path)
         return tuple(Watched.ran.values())

@@ -1,35 +1,23 @@
 """A desk of an older version is upgraded when it is opened: it keeps all it held, or stays as it was when something fails."""
 
 import json
-import os
-import random
 import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import closing
 
 import pytest
 from conftest import NOON, SECOND, WITHOUT_PRIVILEGES
-from old_desks import APPLICATION_ID, TICKETS, make_old
+from old_desks import TICKETS, make_old
+from upgrades import CURRENT, KEPT, ask, assert_untouched, assert_upgraded, kept, start_opener, upgrade, version
 
 import ticketapi
 
-CURRENT = 3
 PROGRAM = (sys.executable, "-m", "ticketapi")
-ROUNDS = int(os.environ.get("PROOF_ROUNDS", "25"))
-COLUMNS = "id, user_id, subject, content, status, created_at, updated_at, closed_at"
-KEPT = {
-    "users": "SELECT * FROM users ORDER BY id",
-    "tickets": f"SELECT {COLUMNS} FROM tickets ORDER BY id",
-    "ticket_counts": "SELECT * FROM ticket_counts ORDER BY status",
-    "personal_access_tokens": "SELECT * FROM personal_access_tokens ORDER BY id",
-    "sqlite_sequence": "SELECT * FROM sqlite_sequence",
-}
 LISTS = {
     "open": "WHERE status = 1 ORDER BY created_at, id",
     "closed": "WHERE status = 2 ORDER BY closed_at DESC, id DESC",
@@ -38,98 +26,15 @@ LISTS = {
     12: "WHERE user_id = 12 ORDER BY created_at DESC, id DESC",  # who wrote nothing
 }
 
-# Opens a desk when told to, says what came of it, and kills itself before the Nth statement or after so many steps of one.
-OPENER = """
-import os, signal, sqlite3, sys, ticketapi
-from functools import partial
-from pathlib import Path
-_, path, before, steps = sys.argv
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-class Deadly(sqlite3.Connection):
-    left = int(before)
-
-    def execute(self, sql, *values):
-        if sql.lstrip("\\n").startswith("--") or "tickets" in sql or "user_version =" in sql or sql == "COMMIT":
-            Deadly.left -= 1
-            if Deadly.left == 0:
-                die()
-            if int(steps) and ("row_number" in sql or "tickets_2.id" in sql):
-                self.set_progress_handler(die, int(steps))
-        return super().execute(sql, *values)
-
-ticketapi.sqlite3.connect = partial(sqlite3.connect, factory=Deadly)
-ticketapi.configure_log("info")
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    ticketapi.open_database(Path(path), "desk").close()
-    print("opened")
-except ticketapi.TicketApiError as error:
-    print(error)
-"""
-
-
-def ask(path, sql):
-    """Return the rows that a query finds, as tuples, without ticketapi."""
-    with closing(sqlite3.connect(path)) as db:
-        return db.execute(sql).fetchall()
-
-
-def kept(path):
-    """Return what an upgrade keeps, by table."""
-    return {table: ask(path, sql) for table, sql in KEPT.items()}
-
 
 def schema(path):
     """Return the tables and indexes of a file as they were made."""
     return ask(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
 
 
-def version(path):
-    """Return the version of a file's schema."""
-    return ask(path, "PRAGMA user_version")[0][0]
-
-
 def files(directory):
     """Return the bytes of every file of a directory."""
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def start_opener(path, before=0, steps=0, **more):
-    """Start a process that opens a desk once it gets a line."""
-    command = [sys.executable, "-c", OPENER, str(path), str(before), str(steps)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, **pipes, **more)
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def upgrade(path):
-    """Open a desk as every command does."""
-    ticketapi.open_database(path, "desk").close()
-
-
-def assert_upgraded(path, before):
-    """Check that a desk is of the current version, sound, and holds what it held, with counters and names that fit."""
-    assert version(path) == CURRENT
-    assert ask(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
-    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
-    assert ask(path, "PRAGMA foreign_key_check") == []
-    assert kept(path) == before
-    findings = ticketapi.check_file(path, "desk")
-    assert [finding for finding in findings if finding.level != "ok" and finding.check != "mode"] == []
-
-
-def assert_untouched(path, before, old_version):
-    """Check that a desk is of its old version as it was, and can be upgraded yet."""
-    assert version(path) == old_version
-    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
-    assert kept(path) == before
-    upgrade(path)
-    assert_upgraded(path, before)
 
 
 @pytest.fixture(params=[1, 2])
@@ -362,44 +267,3 @@ def test_a_desk_that_may_not_be_written_is_refused_in_one_line_and_stays_as_it_w
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert f"{old} is read-only" in done.stderr
     assert old.read_bytes() == before
-
-
-@pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_desk_that_another_program_holds_is_refused_in_one_line_and_stays_as_it_was(old, old_version):
-    before = kept(old)
-    with closing(sqlite3.connect(old, isolation_level=None)) as holder:
-        holder.execute("BEGIN IMMEDIATE")
-        done = subprocess.run([*PROGRAM, "process", "--db", str(old)], capture_output=True, text=True, timeout=30)
-        holder.execute("ROLLBACK")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert f"database is locked: another program holds {old}" in done.stderr
-    assert_untouched(old, before, old_version)
-
-
-@pytest.mark.proof
-def test_an_upgrade_killed_at_any_moment_happened_or_did_not(tmp_path, old_version):
-    original = make_old(tmp_path / "original.db", old_version, 50_000)
-    before, chance = kept(original), random.Random(1)
-    copy, versions = tmp_path / "copies" / "desk.db", Counter()
-    copy.parent.mkdir()
-    whole = None
-    for _ in range(ROUNDS + 1):
-        for path in copy.parent.iterdir():
-            path.unlink()
-        shutil.copy(original, copy)
-        process = start_opener(copy)
-        begin = time.monotonic()
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        try:
-            process.wait(whole and chance.uniform(0.01, whole))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.communicate()
-        whole = whole or time.monotonic() - begin
-        versions[version(copy)] += 1
-        assert kept(copy) == before
-        upgrade(copy)
-        assert_upgraded(copy, before)
-    assert versions[old_version]
-    assert versions[CURRENT]

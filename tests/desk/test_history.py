@@ -131,8 +131,8 @@ def test_a_period_of_any_length_holds_any_number_of_tickets(tmp_path, count, sec
     assert_inside(tickets, NOON - seconds * SECOND, NOON)
 
 
-def test_more_than_a_batch_is_one_history(tmp_path):
-    tickets = make_history(tmp_path / "desk.db", ticketapi.BATCH + 7, 30, NOON)
+def test_more_than_a_batch_is_one_history(small_batches, tmp_path):
+    tickets = make_history(tmp_path / "desk.db", small_batches + 7, 30, NOON)
     assert_order(tickets)
     assert_inside(tickets, NOON - 30 * DAY * SECOND, NOON)
 
@@ -231,7 +231,7 @@ def test_a_period_that_begins_just_after_the_newest_ticket_is_taken(db):
     assert_order(tickets_of(db))
 
 
-def test_a_ticket_that_another_program_adds_meanwhile_stops_the_history_between_two_batches(desk, db):
+def test_a_ticket_that_another_program_adds_meanwhile_stops_the_history_between_two_batches(small_batches, desk, db):
     begun = []
 
     def add_one_before_the_second_batch(statement):
@@ -241,16 +241,16 @@ def test_a_ticket_that_another_program_adds_meanwhile_stops_the_history_between_
                 ticketapi.generate_tickets(other, 1, NOON, 1)
 
     db.set_trace_callback(add_one_before_the_second_batch)
-    count = ticketapi.BATCH + 10
+    count = small_batches + 10
     with pytest.raises(
-        ticketapi.TicketApiError, match=f"another program added a ticket meanwhile; {ticketapi.BATCH} of {count} tickets"
+        ticketapi.TicketApiError, match=f"another program added a ticket meanwhile; {small_batches} of {count} tickets"
     ):
         ticketapi.generate_history(db, count, 30 * DAY, NOON, 1)
     db.set_trace_callback(None)
     assert len(begun) == 2
     assert not db.in_transaction
     tickets = tickets_of(db)
-    assert len(tickets) == ticketapi.BATCH + 1
+    assert len(tickets) == small_batches + 1
     assert sum(ticketapi.count_tickets(db, status) for status in (1, 2)) == len(tickets)
     assert_order(tickets)
 

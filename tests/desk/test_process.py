@@ -103,19 +103,19 @@ def test_tickets_made_and_closed_in_the_same_moment_stay_in_order(db, clock):
     assert_closings_are_sound(db)
 
 
-def test_several_batches_are_closed_in_one_order(db, clock):
-    total = 2 * ticketapi.BATCH + 5
+def test_several_batches_are_closed_in_one_order(small_batches, db, clock):
+    total = 2 * small_batches + 5
     put_tickets(db, *range(total))
     assert ticketapi.process_tickets(db, total - 2, clock.now) == list(range(1, total - 1))
     assert counts(db) == (2, total - 2)
     assert_closings_are_sound(db)
 
 
-def test_the_batches_are_reported_as_they_are_done(db, clock):
-    total, reports = 2 * ticketapi.BATCH + 5, []
+def test_the_batches_are_reported_as_they_are_done(small_batches, db, clock):
+    total, reports = 2 * small_batches + 5, []
     put_tickets(db, *range(total))
     ticketapi.process_tickets(db, total, clock.now, reports.append)
-    assert reports == [ticketapi.BATCH, 2 * ticketapi.BATCH, total]
+    assert reports == [small_batches, 2 * small_batches, total]
 
 
 @pytest.mark.parametrize("count", [4, 100, 10**12])
@@ -125,10 +125,10 @@ def test_more_than_there_are_closes_all(db, clock, count):
     assert counts(db) == (0, 3)
 
 
-def test_a_whole_batch_that_is_the_last_closes_all(db, clock):
-    put_tickets(db, *range(1, ticketapi.BATCH + 1))
-    assert len(ticketapi.process_tickets(db, ticketapi.BATCH + 1, clock.now)) == ticketapi.BATCH
-    assert counts(db) == (0, ticketapi.BATCH)
+def test_a_whole_batch_that_is_the_last_closes_all(small_batches, db, clock):
+    put_tickets(db, *range(1, small_batches + 1))
+    assert len(ticketapi.process_tickets(db, small_batches + 1, clock.now)) == small_batches
+    assert counts(db) == (0, small_batches)
 
 
 def test_without_tickets_nothing_is_closed(db, clock):

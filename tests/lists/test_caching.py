@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import NOON, Api, HandClock
+from conftest import NOON, Api, HandClock, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -206,7 +206,7 @@ happenings = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(happenings, min_size=5, max_size=25))
 def test_whoever_writes_and_asks_in_whatever_order_no_answer_is_stale(happening):
     with living_desk() as (apps, token, db, plain), closing(ticketapi.connect(apps[0].settings.db)) as scheduler:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import NOON, SECOND, Api, HandClock, close_out_of_order
+from conftest import IN_CI, NOON, SECOND, Api, HandClock, close_out_of_order, examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -281,7 +281,7 @@ def happen(db, event):
         close_out_of_order(db, [waiting[index] for index in what if index < len(waiting)], NOON)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(list(LISTS)),
     st.sampled_from(["next", "prev"]),
@@ -322,9 +322,11 @@ def test_a_cursor_of_another_list_is_refused(api, filled, token, url, other):
 
 @pytest.mark.parametrize("url", LISTS)
 def test_a_cursor_with_any_character_changed_is_refused(api, filled, token, url):
-    cursor = some_cursor(api, token, url)
+    """To every other one in CI; elsewhere each place has its turn with some of them."""
+    cursor, step = some_cursor(api, token, url), 1 if IN_CI else 5
     for position, kept in enumerate(cursor):
-        for letter in (string.ascii_letters + string.digits + "-_").replace(kept, "") + "+/=. é\n\x00":
+        letters = (string.ascii_letters + string.digits + "-_").replace(kept, "") + "+/=. é\n\x00"
+        for letter in letters[position % step :: step]:
             refused(api, token, url, cursor[:position] + letter + cursor[position + 1 :])
 
 
@@ -369,7 +371,7 @@ def test_no_random_text_is_a_cursor(api, filled, token):
     encoded = st.binary(min_size=1, max_size=40).map(lambda data: base64.urlsafe_b64encode(data).decode())
     plain = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=examples(200), deadline=None, database=None)
     @given(st.one_of(encoded, encoded.map(lambda text: text.rstrip("=")), plain))
     def check(text):
         refused(api, token, OPEN, text)

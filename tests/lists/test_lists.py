@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import NOON, SECOND, close_out_of_order
+from conftest import NOON, SECOND, close_out_of_order, examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -154,7 +154,7 @@ def take(desk, step, now):
         desk.db.execute("UPDATE tickets SET created_at = substr(created_at, 1, ?) || ?", (what, text[what:]))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(steps, max_size=9), st.sampled_from([1, 2, 3, 7, 10, 50, 200]))
 @example([("generate", 0, 20), ("close", 0, [3, 1, 2]), ("generate", 0, 5), ("close", -1, [0])], 1)
 @example([("generate", 0, 20), ("tie", 0, 10), ("close", 0, [19, 0]), ("process", 0, 5)], 3)
@@ -235,7 +235,7 @@ def test_awkward_text_is_shown_as_it_is(busy, text):
 
 
 def test_any_text_is_shown_as_it_is(busy):
-    @settings(max_examples=50, deadline=None, database=None)
+    @settings(max_examples=examples(50), deadline=None, database=None)
     @given(st.tuples(texts, texts, texts, texts))
     def check(written):
         write_texts(busy, *written)

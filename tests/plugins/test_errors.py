@@ -1,8 +1,5 @@
 """Every error is JSON in the words of the contract, whatever the client accepts, and tells nothing of the inside."""
 
-import sqlite3
-from contextlib import closing
-
 import pytest
 from conftest import NOON
 
@@ -256,19 +253,6 @@ def test_a_desk_that_somebody_writes_to_is_read_all_the_same(api, db, token):
     with ticketapi.transaction(db):
         answer = api.get("/api/stats", token=token)
     assert answer.status == 200
-
-
-@pytest.mark.proof  # it waits for the lock, five seconds
-def test_a_desk_that_is_locked_against_readers_is_a_503(desk, db, make_api, token):
-    api = make_api()
-    db.close()
-    with closing(sqlite3.connect(desk, isolation_level=None)) as holder:
-        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
-        holder.execute("BEGIN IMMEDIATE")
-        answer = api.get("/api/stats", token=token)
-        assert api.get("/up").status == 200
-    assert (answer.status, answer.body) == (503, b'{"message":"Service Unavailable"}')
-    assert api.get("/api/stats", token=token).status == 200
 
 
 # All of them -------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Proof by kill -9: whatever is killed at whatever moment, what was committed or answered is there and fits together.
 
 Run with `pytest -m proof tests/proofs/test_durability.py`; PROOF_ROUNDS sets how often each thing is killed, and PROOF_SEED
-repeats a run's random moments. A power cut cannot be made here: strace shows
-that what it would take away has been synced.
+repeats a run's random moments. A power cut cannot be made here: that what it would take away has been synced is read from
+strace.
 """
 
 import os
@@ -22,7 +22,6 @@ from soundness import ask, assert_sound
 
 import ticketapi
 
-pytestmark = pytest.mark.proof
 ROUNDS = int(os.environ.get("PROOF_ROUNDS", "60"))
 COUNT, BATCH = 20_000, 1000
 # In small batches a round is short and has many commits, one of which is likely to be what the kill meets.

@@ -1,7 +1,7 @@
 """Proof on a real full disk: reads go on, writes say so and leave no half batch, and all recovers when there is room again.
 
-Run with `pytest -m proof tests/proofs/test_full_disk.py`. The disk is a small tmpfs in a mount namespace of its own, which
-needs root, or the right to make user namespaces.
+Run with `pytest -m proof tests/proofs/test_full_disk.py`. The disk is a small tmpfs in a mount namespace of its own, for which
+one has to be root or to have the right to make user namespaces.
 """
 
 import os
@@ -16,7 +16,6 @@ from soundness import ask, assert_sound
 
 import ticketapi
 
-pytestmark = pytest.mark.proof
 # How to get a place where one may mount, and how to get into it: as root, and as anybody else.
 WAYS = (
     (("unshare", "--mount"), ("--mount",)),

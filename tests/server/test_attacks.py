@@ -4,140 +4,35 @@ import base64
 import json
 import re
 import resource
-import select
-import socket
 import stat
 import subprocess
 import sys
 import time
-import tracemalloc
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from conftest import Answer, Served, wait_for
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from attacks import (
+    CHUNKED,
+    HOST,
+    LAST_UP,
+    NO_CHUNKS,
+    ORIGIN,
+    PREFLIGHT,
+    STATS,
+    TOKEN,
+    UP,
+    WITH_TOKEN,
+    Target,
+    chunked,
+    post,
+    program,
+)
+from conftest import examples, wait_for
+from fuzz import attacks, bounded, under_attack
+from hypothesis import given
 
 import ticketapi
-
-HOST = b"Host: desk.test\r\n"
-UP = b"GET /up HTTP/1.1\r\n" + HOST + b"\r\n"
-LAST_UP = UP.replace(HOST, HOST + b"Connection: close\r\n")
-TOKEN = b"{token}"  # stands for a valid token in the requests below
-WITH_TOKEN = b"Authorization: Bearer " + TOKEN + b"\r\n"
-STATS = b"GET /api/stats HTTP/1.1\r\n" + HOST + WITH_TOKEN + b"\r\n"
-
-
-# Talking to a server -----------------------------------------------------------------------------
-
-ANSWER = re.compile(rb"HTTP/1\.[01] (\d{3}) [ -~]*\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)*)\r\n")
-
-
-def read_answers(data):
-    """Return the answers in what a connection brought, and the rest: nothing unless one is cut or malformed.
-
-    Every body of ours is a JSON object or a page: an answer to HEAD, which has a length but no body, is told by what follows.
-    """
-    answers = []
-    while found := ANSWER.match(data):
-        pairs = [line.split(": ", 1) for line in found[2].decode("latin-1").split("\r\n")[:-1]]
-        headers = {name.lower(): value for name, value in pairs}
-        assert len(headers) == len(pairs), pairs
-        rest = data[found.end() :]
-        length = int(headers.get("content-length", 0)) if rest.startswith((b"{", b"<!doctype")) else 0
-        if length > len(rest) or (rest and not length and not rest.startswith(b"HTTP/")):
-            break
-        if int(found[1]) != 100:
-            answers.append(Answer(int(found[1]), headers, rest[:length]))
-        data = rest[length:]
-    return answers, data
-
-
-class Talk(NamedTuple):
-    """What came back over one connection."""
-
-    answers: list
-    closed: bool  # by the server, before the time was over
-
-    @property
-    def statuses(self):
-        return [answer.status for answer in self.answers]
-
-
-def talk(port, data, seconds=5):
-    """Send bytes over a connection of its own, and read answers until the server closes it or the time is over."""
-    received, closed, end = b"", False, time.monotonic() + seconds
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as sock:
-        with suppress(ConnectionError):  # refused before all was sent
-            sock.sendall(data)
-        while not closed and (left := end - time.monotonic()) > 0:
-            sock.settimeout(left)
-            try:
-                chunk = sock.recv(65536)
-            except TimeoutError:
-                break
-            except ConnectionResetError:  # closed with something of ours unread
-                chunk = b""
-            received, closed = received + chunk, not chunk
-    answers, rest = read_answers(received)
-    assert rest == b""
-    return Talk(answers, closed)
-
-
-def rows(path, sql):
-    """Return what a query finds in a database file."""
-    with closing(ticketapi.connect(path)) as db:
-        return [dict(row) for row in db.execute(sql)]
-
-
-def program(script=""):
-    """Return the program as a shell starts it, after a script of settings, with its log in a file."""
-    return ("sh", "-c", f'exec 2>>server.log; {script} exec "$0" "$@"', sys.executable, "-m", "ticketapi")
-
-
-class Target:
-    """A real server on a desk with tickets and tokens; its log, at level debug, goes to a file that never holds it up."""
-
-    def __init__(self, folder, *arguments, start=Served, script=""):
-        self.folder, self.desk, self.audit = folder, folder / "ticketapi.db", folder / "ticketapi-audit.db"
-        now = ticketapi.wall_microseconds()
-        with closing(ticketapi.open_database(self.desk, "desk")) as db:
-            ticketapi.generate_tickets(db, 5, now, 1)
-            self.tokens = {
-                kind: ticketapi.create_token(db, f"{kind}@example.com", kind, abilities, lifetime, made)
-                for kind, abilities, lifetime, made in (
-                    ("valid", ["read:tickets"], 0, now),
-                    ("scope", ["other"], 0, now),
-                    ("expired", ["*"], 60, now - ticketapi.HOUR * ticketapi.MICROSECONDS),
-                    ("revoked", ["*"], 0, now),
-                )
-            }
-            ticketapi.revoke_token(db, self.tokens["revoked"]["id"])
-        arguments = ("--no-scheduler", "--log-level", "debug", *arguments)
-        self.served = start(*arguments, cwd=folder, program=program(script))
-        self.port = self.served.port
-
-    def token(self, kind="valid"):
-        """Return the text of a token."""
-        return self.tokens[kind]["token"]
-
-    def put(self, data):
-        """Put a valid token into a request."""
-        return data.replace(TOKEN, self.token().encode())
-
-    def talk(self, data, seconds=5):
-        """Send bytes with a valid token in them."""
-        return talk(self.port, self.put(data), seconds)
-
-    def audits(self):
-        """Return the audit rows, oldest first."""
-        return rows(self.audit, "SELECT * FROM api_audits ORDER BY id")
-
-    def log(self):
-        """Return the log so far."""
-        return (self.folder / "server.log").read_text()
 
 
 @pytest.fixture
@@ -164,22 +59,7 @@ def shared(tmp_path_factory):
 # One request that can be read as two -------------------------------------------------------------
 
 SMUGGLED = STATS.replace(b"/api/stats", b"/api/stats?smuggled=yes").replace(HOST, HOST + b"Connection: close\r\n")
-NO_CHUNKS = b"0\r\n\r\n"
 WHOLE = b"Content-Length: %d" % len(NO_CHUNKS + SMUGGLED)
-CHUNKED = b"Transfer-Encoding: chunked"
-
-
-def post(*fields, version=b"1.1", body=NO_CHUNKS):
-    """Write a POST request with the header fields given."""
-    head = b"POST /api/stats HTTP/" + version + b"\r\n" + HOST
-    return head + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
-
-
-def chunked(body):
-    """Write a POST request with a body in chunks as given."""
-    return post(CHUNKED, body=body)
-
-
 SMUGGLING = {
     "a length and chunks": post(WHOLE, CHUNKED),
     "chunks and a length": post(CHUNKED, WHOLE),
@@ -264,20 +144,6 @@ def test_behind_a_request_that_can_be_read_in_one_way_the_next_is_answered(share
 
 
 @pytest.fixture
-def dial():
-    """Return a function that opens a connection to a server; it is closed after the test."""
-    opened = []
-
-    def connect(target):
-        opened.append(socket.create_connection(("127.0.0.1", target.port), timeout=5))
-        return opened[-1]
-
-    yield connect
-    for sock in opened:
-        sock.close()
-
-
-@pytest.fixture
 def many_files():
     """Let this process open some thousand files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -286,45 +152,6 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def is_cut(sock):
-    """Tell whether the server has closed a connection."""
-    if not select.select([sock], [], [], 0)[0]:
-        return False
-    try:
-        return sock.recv(65536) == b""
-    except ConnectionResetError:
-        return True
-
-
-SLOW = (  # what comes at once, and what comes byte by byte
-    (b"G", b"ET /" + b"a" * 99),
-    (b"GET /up HTTP/1.1\r\n", b"X: " + b"a" * 99),
-    (post(b"Content-Length: 1000", body=b""), b"a" * 99),
-    (chunked(b""), b"1\r\na\r\n" * 20),
-)
-
-
-@pytest.mark.proof  # it waits for the ten seconds that a request may take
-@pytest.mark.parametrize("threads", [1, 3])
-def test_120_clients_that_send_a_byte_a_second_are_cut_within_10_s_while_others_are_served(target, dial, threads):
-    attacked = target("--threads", str(threads))
-    crowd = {dial(attacked): drops for _, drops in SLOW * 30}
-    begin, sent, cut_after = time.monotonic(), 0, {}
-    for sock, (start, _) in zip(crowd, SLOW * 30, strict=True):
-        sock.sendall(start)
-    while len(cut_after) < 120 and (passed := time.monotonic() - begin) < 15:
-        cut_after.update((sock, passed) for sock in crowd.keys() - cut_after.keys() if is_cut(sock))
-        if passed > sent + 1:
-            for sock in crowd.keys() - cut_after.keys():
-                with suppress(ConnectionError):
-                    sock.sendall(crowd[sock][sent : sent + 1])
-            sent += 1
-        assert attacked.talk(LAST_UP, 1).statuses == [200]
-    assert len(cut_after) == 120
-    assert sent >= 5
-    assert max(cut_after.values()) < 10.5
 
 
 @pytest.mark.parametrize(("limit", "connections"), [("ulimit -S -n 1024;", 1300), ("ulimit -n 160;", 300)])
@@ -533,28 +360,6 @@ def test_wrong_expired_and_revoked_tokens_and_none_get_one_and_the_same_401(targ
     assert headers[0]["www-authenticate"] == 'Bearer error="invalid_token"'
 
 
-def guessing_keys(addresses):
-    """Return what so many addresses, as many of IPv4 as of IPv6, are told apart by."""
-    for n in range(addresses // 2):
-        yield ticketapi.address_key(f"11.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}").encode()
-        yield ticketapi.address_key(f"2001:db8:{n >> 16:x}:{n & 65535:x}:1234:5678:9abc:def0").encode()
-
-
-@pytest.mark.proof  # tracing the memory takes half a minute
-def test_the_limiter_stays_under_25_mb_when_a_million_addresses_guess():
-    bucket = ticketapi.TokenBucket(ticketapi.GUESSES_PER_MINUTE, "failed-authentication")
-    keys = list(guessing_keys(1_000_000))
-    assert len(set(keys)) == 1_000_000
-    tracemalloc.start()
-    try:
-        for number, key in enumerate(keys):
-            bucket.take(key.decode(), number / 1000)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert 1_000_000 < peak < 25_000_000
-
-
 def test_forwarded_addresses_give_no_buckets_of_their_own_without_a_trusted_proxy(target):
     attacked = target()
     guesses = [
@@ -710,8 +515,6 @@ def test_databases_that_others_can_read_draw_a_warning_each_that_names_file_and_
 
 # Headers of every answer -------------------------------------------------------------------------
 
-ORIGIN = b"Origin: https://evil.example\r\nCookie: session=1\r\n"
-PREFLIGHT = b"OPTIONS /api/stats HTTP/1.1\r\nAccess-Control-Request-Method: GET\r\n" + HOST + b"\r\n"
 KINDS = {
     "200": (200, STATS),
     "304": (304, STATS.replace(HOST, HOST + b"If-None-Match: *\r\n")),
@@ -766,180 +569,15 @@ def test_every_answer_is_private_and_never_open_to_credentials(target, origins):
 
 # Whatever else -----------------------------------------------------------------------------------
 
-VALID = (
-    STATS,
-    UP,
-    UP.replace(b"GET", b"HEAD").replace(b"1.1", b"1.0"),
-    STATS.replace(b"/api/stats", b"/api/tickets/open?page=2&per_page=3&cursor=bjI"),
-    STATS.replace(b"/api/stats", b"/api/users/1/tickets").replace(HOST, HOST + b'If-None-Match: W/"a", *\r\n'),
-    STATS.replace(b"/api/stats", b"http://desk.test:80/api/tickets/closed/"),
-    PREFLIGHT.replace(HOST, HOST + ORIGIN + b"Access-Control-Request-Headers: x-a\r\n"),
-    post(b"Content-Type: application/json", b"Content-Length: 17", body=b'{"password": "x"}'),
-    post(b"Content-Type: application/x-www-form-urlencoded", CHUNKED, body=b"5\r\na=b&c\r\n0\r\n\r\n"),
-    post(b"Expect: 100-continue", b"Connection: keep-alive", b"Content-Length: 2", body=b"[]"),
-)
-PIECES = (
-    *(
-        b"\r\n",
-        b"\n",
-        b"\r",
-        b"\0",
-        b" ",
-        b"\t",
-        b":",
-        b"/",
-        b"//",
-        b"?",
-        b"#",
-        b"%",
-        b"%00",
-        b"%FF",
-        b"[",
-        b"]",
-        b"@",
-        b",",
-        b";",
-    ),
-    *(
-        b"\xff",
-        b"\xc2\x9b",
-        b"\xe2\x80\xae",
-        b"0",
-        b"-1",
-        b"9" * 30,
-        b"9" * 5000,
-        b"{",
-        b'"',
-        b"[" * 2000,
-        b"HTTP/1.1",
-        b"HTTP/9.9",
-    ),
-    *(
-        b"http://[",
-        b"\r\n\r\n",
-        b"\r\n X",
-        CHUNKED + b"\r\n",
-        b"Content-Length: 3\r\n",
-        HOST,
-        WITH_TOKEN,
-        b"Expect: 100-continue\r\n",
-    ),
-    *(b"Connection: close\r\n", b"Origin: null\r\n", b"User-Agent: ", b"Range: bytes=0-", b"A" * 17_000, UP, STATS, NO_CHUNKS),
-)
-pieces = st.one_of(st.sampled_from(PIECES), st.sampled_from(VALID), st.binary(min_size=1, max_size=6))
-places = st.integers(0, 400)
-edits = st.one_of(
-    st.tuples(st.just("insert"), places, pieces),
-    st.tuples(st.just("replace"), places, st.binary(min_size=1, max_size=3)),
-    st.tuples(st.just("delete"), places, st.integers(1, 40)),
-    st.tuples(st.just("double"), places, st.integers(1, 200)),
-    st.tuples(st.just("cut"), places, st.none()),
-)
-
-
-def edit(data, kind, place, what):
-    """Change bytes at a place in one of some ways."""
-    place %= len(data) + 1
-    before, after = data[:place], data[place:]
-    if kind == "insert":
-        return before + what + after
-    if kind == "replace":
-        return before + what + after[len(what) :]
-    if kind == "delete":
-        return before + after[what:]
-    return before + after[:what] + after if kind == "double" else before
-
-
-@st.composite
-def attacks(draw):
-    """Make bytes out of valid requests, or out of nothing."""
-    data = draw(st.one_of(st.sampled_from(VALID), st.binary(max_size=300)))
-    for change in draw(st.lists(edits, max_size=6)):
-        data = edit(data, *change)
-    return data + draw(st.sampled_from((b"", b"\r\n\r\n", LAST_UP)))
-
-
-class Attacked:
-    """A server that is sent anything, and what it has to say about it."""
-
-    def __init__(self, target):
-        self.target = target
-        self.neighbour = socket.create_connection(("127.0.0.1", target.port), timeout=5)
-        self.log = (target.folder / "server.log").open(encoding="utf-8")
-
-    def close(self):
-        """Let go of the server."""
-        self.neighbour.close()
-        self.log.close()
-
-    def ask_beside(self):
-        """Have a plain request answered over a connection that stays open; what came before it has been read by then."""
-        self.neighbour.sendall(UP)
-        data = b""
-        while not data.endswith(b"}"):
-            chunk = self.neighbour.recv(65536)
-            assert chunk, "the neighbour was cut"
-            data += chunk
-        assert [answer.status for answer in read_answers(data)[0]] == [200]
-
-    def attack(self, data):
-        """Send bytes and return the answers, each of them whole and well formed."""
-        received, end = b"", time.monotonic() + 5
-        with socket.create_connection(("127.0.0.1", self.target.port), timeout=5) as sock:
-            with suppress(ConnectionError):
-                sock.sendall(self.target.put(data))
-            for _ in range(3):  # turns of its loop: to accept, to read, to answer
-                self.ask_beside()
-            while select.select([sock], [], [], end - time.monotonic() if read_answers(received)[1] else 0.002)[0]:
-                try:
-                    chunk = sock.recv(65536)
-                except ConnectionResetError:
-                    break
-                if not chunk:
-                    break
-                received += chunk
-        answers, rest = read_answers(received)
-        assert rest == b""
-        return answers
-
-    def check(self, data):
-        """Attack, and check that nothing worse than a refusal came of it."""
-        for answer in self.attack(data):
-            assert answer.status < 500 or answer.status == 501
-            assert answer.headers["x-content-type-options"] == "nosniff"
-            assert not answer.body or answer.body.startswith(b"<!doctype") or isinstance(answer.json, dict)
-        lines = self.log.read()
-        assert "Traceback" not in lines
-        assert "ERROR" not in lines
-        assert self.target.served.process.poll() is None
-
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["1 thread", "3 threads"])
 def attacked(request, tmp_path_factory):
     """A server to be sent anything."""
-    target = Target(tmp_path_factory.mktemp("fuzzed"), "--rate", "0", "--threads", request.param)
-    with closing(Attacked(target)) as attacked:
+    with under_attack(tmp_path_factory.mktemp("fuzzed"), request.param) as attacked:
         yield attacked
-    assert target.served.stop()[0] == 0
-    audits = target.audits()
-    assert audits
-    assert [row for row in audits if row["status_code"] >= 500] == []
-    assert [text for row in audits for text in row.values() if isinstance(text, str) and not text.isprintable()] == []
 
 
-def bounded(examples):
-    """Return the settings of a search with so many attacks."""
-    return settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@bounded(200)
+@bounded(examples(200))
 @given(attacks())
 def test_whatever_is_sent_is_answered_soundly_or_cut(attacked, data):
-    attacked.check(data)
-
-
-@pytest.mark.proof  # about half a minute for each number of threads
-@bounded(6000)
-@given(attacks())
-def test_whatever_is_sent_for_a_long_time_is_answered_soundly_or_cut(attacked, data):
     attacked.check(data)

@@ -1,7 +1,6 @@
 """What a small box meets - locks, damaged files, stops, a clock that is set - breaks nothing, and each says so in one line."""
 
 import json
-import logging
 import os
 import random
 import re
@@ -13,13 +12,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from conftest import NOON, SECOND, WITHOUT_PRIVILEGES, Served, wait_for
+from conftest import NOON, SECOND, WITHOUT_PRIVILEGES, wait_for
+from faults import contents, held, make_desk
+from soundness import ask
 
 import ticketapi
 
@@ -33,43 +33,6 @@ def cli(folder, *arguments, program=PROGRAM):
     """Run a command as a process of its own in a folder and return (code, stdout, stderr)."""
     done = subprocess.run([*program, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
-
-
-def make_desk(path, tickets=60, now=NOON):
-    """Make a desk, a third of whose tickets are closed, and return the text of a token."""
-    with closing(ticketapi.open_database(path, "desk")) as db:
-        ticketapi.generate_tickets(db, tickets, now, seed=1)
-        ticketapi.process_tickets(db, tickets // 3, now)
-        return ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "test", ["*"], 0, now)["token"]
-
-
-def ask(path, sql):
-    """Return the rows that a query finds, as tuples."""
-    with closing(ticketapi.connect(path)) as db:
-        return [tuple(row) for row in db.execute(sql)]
-
-
-def counters(path):
-    """Return how many tickets are open and closed, which the rows must agree with."""
-    counts = ask(path, "SELECT status, tickets FROM ticket_counts ORDER BY status")
-    rows = dict(ask(path, "SELECT status, count(*) FROM tickets GROUP BY status"))
-    assert counts == [(status, rows.get(status, 0)) for status in (1, 2)]
-    return tuple(count for _, count in counts)
-
-
-def contents(folder):
-    """Return the bytes of every file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@contextmanager
-def held(path, *pragmas):
-    """Hold a file's lock for writing, as another program does."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        for pragma in pragmas:
-            db.execute(pragma)
-        db.execute("BEGIN IMMEDIATE")
-        yield
 
 
 # What is committed is on the disk -----------------------------------------------------------------
@@ -116,90 +79,16 @@ def test_whoever_writes_to_the_desk_waits_until_it_is_on_the_disk(commits, run, 
 
 # A locked desk ------------------------------------------------------------------------------------
 
-WRITING = ("generate --count 3", "process", "token create")
-EXCLUSIVE = ("serve --port 0",)  # such a program lets nobody read either
 
-
-def timed(folder, words):
-    """Run a command and return its code, stdout, stderr and seconds."""
-    begin = time.monotonic()
-    return (*cli(folder, *words.split()), time.monotonic() - begin)
-
-
-def run_jobs_twice(path):
-    """Run the scheduler's first turn while the desk is locked; return its jobs and what it logged."""
-    said, handler = [], logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    jobs = ticketapi.scheduled_jobs(ticketapi.Settings(db=path, process_every=0), seed=1)
-    ticketapi.log.addHandler(handler)
-    for moment in (0, 60 * SECOND):
-        ticketapi.run_due_jobs(jobs, NOON + HOUR + moment)
-    ticketapi.log.removeHandler(handler)
-    return jobs, said
-
-
-def read_while(served, token, waiting):
-    """Ask every route again and again while others wait; return the answers' statuses and the longest time of one."""
-    statuses, longest = set(), 0.0
-    while not all(future.done() for future in waiting):
-        for route in (*ROUTES, "/ready", "/up"):
+def walk_while_held(served, folder, token):
+    """Read twenty pages while the audit log is held; return how long each took."""
+    waits = []
+    with held(folder / "ticketapi-audit.db"):
+        for page in range(1, 21):
             begin = time.monotonic()
-            statuses.add(served.get(route, token=token).status)
-            longest = max(longest, time.monotonic() - begin)
-        time.sleep(0.2)  # the waiting programs have to start, too
-    return statuses, longest
-
-
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory):
-    """Five seconds with a desk that another program holds, for commands, a server and a scheduler at once."""
-    folder, apart, alone = (tmp_path_factory.mktemp(name) for name in ("held", "scheduled", "exclusive"))
-    tokens = [make_desk(place / "ticketapi.db", now=NOON - HOUR) for place in (folder, apart, alone)]
-    served = Served("--no-scheduler", "--rate", "0", cwd=folder)
-    files = [place / "ticketapi.db" for place in (folder, apart, alone)]
-    before = contents(alone)
-    with ThreadPoolExecutor(10) as pool, held(files[0]), held(files[1]), held(files[2], "PRAGMA locking_mode = EXCLUSIVE"):
-        commands = {words: pool.submit(timed, folder, words) for words in WRITING}
-        commands |= {words: pool.submit(timed, alone, words) for words in EXCLUSIVE}
-        turn = pool.submit(run_jobs_twice, files[1])
-        statuses, longest = read_while(served, tokens[0], [*commands.values()])
-        found = SimpleNamespace(commands={words: future.result() for words, future in commands.items()})
-        found.turn = turn.result()
-    found.code, _, found.log = served.stop()
-    found.statuses, found.longest, found.files = statuses, longest, files
-    found.untouched = {name: data for name, data in contents(alone).items() if name in before} == before
-    return found
-
-
-@pytest.mark.parametrize("words", [*WRITING, *EXCLUSIVE])
-def test_a_command_waits_five_seconds_for_a_locked_desk_and_says_so_in_one_line(locked, words):
-    code, out, err, seconds = locked.commands[words]
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("ticketapi: database is locked: another program holds ticketapi.db; ")
-    assert 5 <= seconds < 9
-
-
-def test_no_request_waits_for_a_program_that_holds_the_desk(locked):
-    assert locked.statuses == {200}
-    assert locked.longest < 2
-    assert locked.code == 0
-    assert [line for line in locked.log.splitlines() if not line.startswith("INFO")] == []
-
-
-def test_a_locked_desk_stays_as_it_was(locked):
-    assert locked.untouched
-    assert [counters(path) for path in locked.files[::2]] == [(40, 20)] * 2
-    assert ask(locked.files[0], "SELECT count(*) FROM personal_access_tokens") == [(1,)]
-
-
-def test_the_scheduler_tries_again_at_its_next_turn(locked):
-    jobs, said = locked.turn
-    assert len(said) == 1
-    assert "scheduled generate failed, next try at 2025-12-04T13:02:00" in said[0]
-    assert "locked" in said[0]
-    assert counters(locked.files[1]) == (40, 20)
-    ticketapi.run_due_jobs(jobs, NOON + HOUR + 120 * SECOND)
-    assert counters(locked.files[1]) == (41, 20)
+            assert served.get(f"/api/tickets/open?page={page}", token=token).status == 200
+            waits.append(time.monotonic() - begin)
+    return waits
 
 
 def test_a_locked_audit_log_makes_one_request_half_a_second_late_and_gets_its_rows_once_it_is_free(serve, tmp_path):
@@ -208,13 +97,9 @@ def test_a_locked_audit_log_makes_one_request_half_a_second_late_and_gets_its_ro
         (folder := tmp_path / str(threads)).mkdir()
         token = make_desk(folder / "ticketapi.db")
         servers.append((serve("--no-scheduler", "--rate", "0", "--threads", threads, cwd=folder), folder, token))
-    for served, folder, token in servers:
-        with held(folder / "ticketapi-audit.db"):
-            waits = []
-            for page in range(1, 21):
-                begin = time.monotonic()
-                assert served.get(f"/api/tickets/open?page={page}", token=token).status == 200
-                waits.append(time.monotonic() - begin)
+    with ThreadPoolExecutor(2) as pool:
+        walks = list(pool.map(walk_while_held, *zip(*servers, strict=True)))
+    for waits in walks:
         assert sorted(waits)[-1] < 1.0
         assert sorted(waits)[-2] < 0.4
     for served, folder, _ in servers:

@@ -7,7 +7,7 @@ from contextlib import closing
 from itertools import pairwise
 
 import pytest
-from conftest import NOON, SECOND
+from conftest import NOON, SECOND, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 import ticketapi
@@ -350,7 +350,9 @@ def test_a_server_counts_what_its_parser_refuses_and_what_it_answers(serve, tmp_
 
 def test_a_server_shows_the_runs_of_its_jobs(serve):
     served = serve("--generate-every", "1s", "--process-every", "0")
-    found = {}
-    while not found.get(("generate", "ok")):
-        found = samples(served.get("/metrics"), "ticketapi_scheduler_runs_total")
-    assert found.keys() == {("generate", "ok"), ("generate", "failed")}
+
+    def runs():
+        return samples(served.get("/metrics"), "ticketapi_scheduler_runs_total")
+
+    wait_for(lambda: runs().get(("generate", "ok")))
+    assert runs().keys() == {("generate", "ok"), ("generate", "failed")}
