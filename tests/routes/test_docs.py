@@ -16,7 +16,7 @@ from conftest import NOON, ROOT, Served, wait_for
 
 import ticketapi
 
-HTML = (ROOT / "docs.html").read_text()
+HTML = (ROOT / "docs.html").read_text().replace("// include: page.js\n", (ROOT / "page.js").read_text())
 DOCUMENT = json.loads((ROOT / "openapi.json").read_text())
 RATE = 10  # of the server that the browser asks: every token is a user's of its own, with a bucket of its own
 PATIENCE = 15_000  # milliseconds until a browser that does not come along fails a test
