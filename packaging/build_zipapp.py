@@ -17,7 +17,16 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN_FILES = ("ticketapi.py", "schema.sql", "openapi.json", "vocabulary.json", "dashboard.html", "docs.html", "LICENSE")
+OWN_FILES = (
+    "ticketapi.py",
+    "schema.sql",
+    "openapi.json",
+    "vocabulary.json",
+    "dashboard.html",
+    "docs.html",
+    "page.js",
+    "LICENSE",
+)
 MAIN = b"import sys\n\nfrom ticketapi import main\n\nsys.exit(main())\n"
 SHEBANG = b"#!/usr/bin/env python3\n"
 

@@ -88,7 +88,7 @@ def test_the_zipapp_is_the_same_byte_for_byte_whoever_builds_it(zipapp, tmp_path
 
 def test_the_zipapp_holds_the_packages_and_all_licences(zipapp):
     names = zipfile.ZipFile(zipapp).namelist()
-    own = {"ticketapi.py", "schema.sql", "openapi.json", "vocabulary.json", "dashboard.html", "docs.html", "LICENSE"}
+    own = {"ticketapi.py", "schema.sql", "openapi.json", "vocabulary.json", "dashboard.html", "docs.html", "page.js", "LICENSE"}
     assert own | {"bottle.py", "waitress/__init__.py"} <= set(names)
     licences = [name for name in names if re.search(r"(bottle|waitress)-.*/LICEN[CS]E(\.txt)?$", name)]
     assert len(licences) == 2

@@ -197,6 +197,17 @@ def test_the_token_is_kept_for_this_tab_alone_until_it_signs_out(shown, visit):
     assert subject not in page.evaluate("document.body.textContent")
 
 
+def test_a_browser_that_keeps_nothing_keeps_the_token_while_the_page_is_open(shown, visit):
+    context = visit.context()
+    context.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('not here'); } });")
+    page = visit(shown, shown.token(), context)
+    expect(page.locator("#desk")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Token")).to_be_focused()
+    page.reload()
+    expect(page.get_by_label("Token")).to_be_visible()
+
+
 def test_a_token_that_is_revoked_signs_all_its_tabs_out(live, visit):
     token = live.token()
     page = visit(live, token)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from conftest import ROOT
 
-HTML = (ROOT / "dashboard.html").read_text()
+HTML = (ROOT / "dashboard.html").read_text().replace("// include: page.js\n", (ROOT / "page.js").read_text())
 SCRIPT = re.search(r"(?s)<script>(.*)</script>", HTML)[1]
 
 
@@ -109,6 +109,14 @@ def test_it_leads_to_this_server_alone():
     assert {link.partition(",")[0] for link in links} == {"#main", "docs", "openapi.json", "data:image/svg+xml"}
     outside = set(re.findall(r"\bhttps?:\S*?(?=['\"\s),])", HTML))
     assert outside == {"http://www.w3.org/2000/svg", "https://github.com/bryc/code"}  # a namespace, and a source
+
+
+def test_it_shares_its_tools_and_the_token_with_the_reference(api):
+    shared = (ROOT / "page.js").read_text()
+    for path in ("/", "/docs"):
+        script = re.search(r"(?s)<script>(.*)</script>", api.get(path).body.decode())[1]
+        assert script.startswith(f'\n"use strict";\n{shared}')
+        assert script.count("sessionStorage") == shared.count("sessionStorage")
 
 
 def test_texts_reach_the_page_as_texts():

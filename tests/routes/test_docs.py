@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from conftest import ROOT
 
-HTML = (ROOT / "docs.html").read_text()
+HTML = (ROOT / "docs.html").read_text().replace("// include: page.js\n", (ROOT / "page.js").read_text())
 
 
 # The file, without a browser ---------------------------------------------------------------------

@@ -79,6 +79,11 @@ def test_every_component_is_used(kind, name):
     assert (use in TEXT) != (name in UNDESCRIBED)
 
 
+def test_every_operation_has_a_description_with_an_example():
+    for (path, _), operation in OPERATIONS.items():
+        assert sent_path(path) in operation["description"]
+
+
 def closed_objects(node):
     """Yield the schemas of objects with properties."""
     if isinstance(node, dict):
