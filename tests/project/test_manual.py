@@ -5,7 +5,7 @@ import re
 import bottle
 import pytest
 from conftest import ROOT
-from manual import MANUAL, PAGES, anchors, code, links, section, table
+from manual import FENCE, MANUAL, PAGES, anchors, code, links, section, table
 
 import ticketapi
 
@@ -46,6 +46,31 @@ def test_the_help_of_a_command_names_its_options_and_gives_examples(command, run
     assert re.search(rf"examples:\n  ticketapi {command.words}", out)
 
 
+def called(line):
+    """Return the command and the flags that a line of a snippet calls, or nothing."""
+    found = re.search(r"\bticketapi(?:\.pyz|\.py)? ([a-z]+(?: [a-z]+)?)(.*)", line.partition("#")[0])
+    if not found:
+        return None
+    words = next((words for words in (found[1], found[1].split()[0]) if words in COMMAND_NAMES), found[1])
+    return words, set(re.findall(r"(?<!\S)--[a-z-]+", found[2].partition("|")[0].partition(")")[0]))
+
+
+LINES = [
+    line
+    for text in PAGES.values()
+    for _, language, body in FENCE.findall(text)
+    for line in body.splitlines()
+    if language in ("sh", "console")
+]
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if called(line)])
+def test_a_line_that_calls_the_program_has_a_command_and_options_that_there_are(line):
+    words, flags = called(line)
+    [command] = [command for command in ticketapi.COMMANDS if command.words == words]
+    assert flags <= {ticketapi.OPTIONS[name].flag for name in command.options}
+
+
 def test_no_variable_is_mentioned_that_does_not_exist():
     mentioned = set(re.findall(r"TICKETAPI_[A-Z_]+", MANUAL + (ROOT / "ticketapi.service").read_text()))
     assert mentioned == {option.variable for option in ticketapi.OPTIONS.values()}
@@ -55,6 +80,12 @@ def test_every_route_is_in_the_table_and_no_other(api):
     documented = [re.sub(r"\{.*?\}", "{}", code(row[0])) for row in table(section("api.md", "Routes"))]
     real = [f"{route.method} {re.sub(r'<.*>', '{}', route.rule)}" for route in api.app.routes if route.method != "OPTIONS"]
     assert documented == real
+
+
+def test_no_route_is_mentioned_that_does_not_exist(api):
+    for path in set(re.findall(r"(?<![\w.])/api/[a-z0-9{}/]+", MANUAL)):
+        rules = [re.sub(r"<.*>", "[^/]+", route.rule) for route in api.app.routes]
+        assert any(re.fullmatch(f"{rule}/?", path) for rule in rules), path
 
 
 def test_the_table_of_routes_names_the_ability_that_each_needs(api):
@@ -166,6 +197,11 @@ def test_every_link_to_a_file_or_a_section_leads_somewhere(page):
         file = (ROOT / page).parent / path if path else ROOT / page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file.read_text()), target
+
+
+def test_every_path_that_is_named_is_there():
+    for path in re.findall(r"(?<![\w/.])(?:tests|benchmarks|packaging|postman|docs)/[\w./-]*\w", MANUAL):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_page_leads_to_all_others_and_the_readme_to_each():

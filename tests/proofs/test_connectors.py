@@ -2,8 +2,8 @@
 
 Both are large, so they live in an environment of their own, whose Python CONNECTORS_PYTHON names; without it, in this one:
 
-    python3 -m venv connectors && connectors/bin/pip install '.[connectors]'
-    CONNECTORS_PYTHON=connectors/bin/python .venv/bin/pytest -m proof tests/proofs/test_connectors.py
+    python3 -m venv .venv/connectors && .venv/connectors/bin/pip install '.[connectors]'
+    CONNECTORS_PYTHON=.venv/connectors/bin/python .venv/bin/pytest -m proof tests/proofs/test_connectors.py
 """
 
 import json
