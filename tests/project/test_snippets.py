@@ -78,11 +78,11 @@ def test_the_times_of_a_walk_follow_from_the_limit():
 # Plain Python ------------------------------------------------------------------------------------
 
 
-def asked(folder, text="%"):
-    """Return the queries for closed tickets in the audit log, oldest first."""
+def asked(folder, path):
+    """Return (status, query) of the requests for a path, oldest first, from the audit log."""
     with closing(ticketapi.connect(folder / "ticketapi-audit.db")) as db:
-        rows = db.execute("SELECT status_code FROM api_audits WHERE path LIKE ? ORDER BY id", (f"%{text}",))
-        return [row[0] for row in rows]
+        rows = db.execute("SELECT status_code, query FROM api_audits WHERE path = ? ORDER BY id", (path,)).fetchall()
+    return [(row["status_code"], json.loads(row["query"])) for row in rows]
 
 
 def copied(folder):
@@ -123,10 +123,11 @@ def test_plain_python_copies_the_desk_and_then_reads_what_has_been_closed_since(
         ticketapi.generate_history(db, 1000, 30 * ticketapi.DAY, ticketapi.wall_microseconds(), seed=7)
     served = serve("--no-scheduler")
     assert sync(served) == on_the_desk(tmp_path)
-    first = len(asked(tmp_path, "tickets/closed"))
+    first = asked(tmp_path, "api/tickets/closed")
+    assert all(query.keys() == {"cursor", "per_page"} and query["per_page"] == "200" for _, query in first)
     process(tmp_path, 5)
     assert sync(served) == on_the_desk(tmp_path)
-    assert (first, len(asked(tmp_path, "tickets/closed")) - first) == (5, 1)
+    assert (len(first), len(asked(tmp_path, "api/tickets/closed"))) == (5, 6)
 
 
 def test_plain_python_waits_where_the_limit_says_so(serve, tmp_path, token, sync):
@@ -136,7 +137,7 @@ def test_plain_python_waits_where_the_limit_says_so(serve, tmp_path, token, sync
     while served.get("/api/stats", token).status == 200:
         pass  # until the bucket is empty
     assert sync(served) == on_the_desk(tmp_path)
-    assert 429 in asked(tmp_path, "tickets/open")
+    assert asked(tmp_path, "api/tickets/open")[0][0] == 429
 
 
 # Somebody's own test suite -----------------------------------------------------------------------
