@@ -4,6 +4,7 @@ Run with `pytest -m proof tests/proofs/test_proxies.py`. The client is 127.0.0.2
 """
 
 import http.client
+import os
 import re
 import shutil
 import socket
@@ -24,6 +25,7 @@ pytestmark = [
 ]
 PAGE, TITLE = "operation.md", "Behind a proxy"
 NAME, CLIENT, PROXY = "desk.example.com", "127.0.0.2", "127.0.0.1"
+PATH = f"{os.environ['PATH']}:/usr/sbin"  # where Debian has nginx, and not all users look
 TRUST = ("--trusted-proxy", PROXY)
 HEADER = re.compile(r" +proxy_set_header (\S+) .*\n")
 NGINX = """
@@ -56,7 +58,7 @@ CADDY = """
 def need(*programs):
     """Skip where a program is missing."""
     for program in programs:
-        if not shutil.which(program):
+        if not shutil.which(program, path=PATH):
             pytest.skip(f"needs {program}: apt-get install nginx-light caddy openssl")
 
 
@@ -142,7 +144,7 @@ def proxy(tmp_path):
         folder.mkdir()
         [snippet] = snippets(PAGE, TITLE, language)
         command = PROXIES[language](folder, edit(snippet), port, served)
-        environ = {"PATH": "/usr/sbin:/usr/bin:/bin", "HOME": str(folder)}
+        environ = {"PATH": PATH, "HOME": str(folder)}
         log = (folder / "log").open("w")
         started.append((subprocess.Popen(command, stdout=log, stderr=log, env=environ), log))
         client = Client(port)
