@@ -19,7 +19,7 @@ BUILD = ROOT / "packaging" / "build_zipapp.py"
 
 @pytest.fixture(scope="module")
 def zipapp(tmp_path_factory):
-    """The zipapp, built as the README says."""
+    """The zipapp, built as the manual says."""
     target = tmp_path_factory.mktemp("dist") / "ticketapi.pyz"
     subprocess.run([sys.executable, BUILD, target], check=True, capture_output=True)
     return target

@@ -122,7 +122,7 @@ def test_every_answer_in_json_but_the_document_itself_has_an_example():
             assert media_type.keys() & {"example", "examples"} or media_type["schema"]["$ref"].endswith("/Description")
 
 
-# Against the app, the README and the Postman collection ------------------------------------------
+# Against the app, the manual and the Postman collection ------------------------------------------
 
 
 def test_it_has_the_routes_of_the_app_with_their_methods_and_names(api):
@@ -140,10 +140,10 @@ def test_it_names_the_ability_that_each_route_asks_for(api):
     assert DOCUMENT["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
 
-def test_the_readme_has_the_same_routes_and_errors():
-    readme = (ROOT / "README.md").read_text()
-    assert re.findall(r"^\| `GET (/\S*)` \|", readme, re.MULTILINE) == list(GETS)
-    documented = set(re.findall(r"^\| ([45]\d\d) \|", readme, re.MULTILINE))
+def test_the_manual_has_the_same_routes_and_errors():
+    manual = (ROOT / "docs" / "api.md").read_text()
+    assert re.findall(r"^\| `GET (/\S*)` \|", manual, re.MULTILINE) == list(GETS)
+    documented = set(re.findall(r"^\| ([45]\d\d) \|", manual, re.MULTILINE))
     assert documented - {"405"} == {status for get in GETS.values() for status in get["responses"] if status >= "4"}
 
 

@@ -1,4 +1,4 @@
-"""`ticketapi backup` makes a verified copy while a server writes, or leaves all as it was; the README restores it."""
+"""`ticketapi backup` makes a verified copy while a server writes, or leaves all as it was; the manual restores it."""
 
 import io
 import json
@@ -23,7 +23,7 @@ import ticketapi
 PAGE = 4096
 TICKETS = 400
 PROGRAM = (sys.executable, "-m", "ticketapi")
-README = (ROOT / "README.md").read_text()
+MANUAL = (ROOT / "docs" / "operation.md").read_text()
 unprivileged = pytest.mark.skipif(
     bool(WITHOUT_PRIVILEGES) and not shutil.which("setpriv"), reason="needs setpriv, of util-linux"
 )
@@ -587,14 +587,14 @@ def test_a_size_is_written_for_people(size, text):
 # Restore -----------------------------------------------------------------------------------------
 
 
-def readme_blocks():
-    """Return the commands of the README's section about backups: the one that makes them, and the one that restores them."""
-    section = README.partition("\n## Backup and restore\n")[2].partition("\n## ")[0]
+def manual_blocks():
+    """Return the commands of the manual's section about backups: the one that makes them, and the one that restores them."""
+    section = MANUAL.partition("\n## Backup and restore\n")[2].partition("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
 
 
 def shell(script, folder):
-    """Run commands of the README with its paths below a folder, where sudo changes nobody and systemctl stops our server."""
+    """Run commands of the manual with its paths below a folder, where sudo changes nobody and systemctl stops our server."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
     programs = {
@@ -611,8 +611,8 @@ def shell(script, folder):
     return subprocess.run(["sh", "-euc", script], capture_output=True, text=True, env=environ)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the README's commands are those of a Linux server")
-def test_the_readme_restores_what_it_backed_up(serve, desk, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="the manual's commands are those of a Linux server")
+def test_the_manual_restores_what_it_backed_up(serve, desk, tmp_path):
     home = tmp_path / "lib" / "ticketapi"
     home.mkdir(parents=True)
     (tmp_path / "backups").mkdir()
@@ -620,7 +620,7 @@ def test_the_readme_restores_what_it_backed_up(serve, desk, tmp_path):
     served = serve("--db", home / "ticketapi.db", "--no-scheduler", "--rate", "0")
     (tmp_path / "pid").write_text(str(served.process.pid))
     assert served.get("/api/stats").status == 401
-    make, restore = readme_blocks()
+    make, restore = manual_blocks()
     made = shell(make, tmp_path)
     assert (made.returncode, made.stderr, made.stdout.count("verified")) == (0, "", 2)
     kept = rows(home / "ticketapi.db")
