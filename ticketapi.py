@@ -47,8 +47,10 @@ The pages
     the API as any client does, with a token that is pasted into them.
 
 Rooms, top to bottom; each uses only those above it
-    1 Settings and errors   2 Database   3 Queries   4 Operations   5 Plugins   6 Routes   7 Scheduler   8 Server
-    9 Command line
+     1 Settings and errors    2 Database    3 Queries     4 Words              5 Clocks     6 Desk
+     7 Lists                  8 Keys and limits           9 Audit             10 Watch     11 Upkeep
+    12 Plugins               13 Routes     14 Jobs       15 Server            16 Options
+    17 Terminal              18 Commands
 """
 
 from __future__ import annotations
@@ -125,61 +127,20 @@ log = logging.getLogger("ticketapi")
 
 
 # ======================================================================================================================
-# Room 1. Settings and errors: every default, every constant, every kind of failure. Touches nothing.
+# Room 1. Settings and errors: every default, every kind of failure, how values are written and read. Touches nothing.
 # ======================================================================================================================
 
 OPEN, CLOSED = 1, 2
 
 MICROSECONDS = 1_000_000  # in a second; times inside the program are whole microseconds since 1970, UTC
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
+MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
 NEVER = -(10**18)  # a moment before all others
+MAX_ID = 2**63 - 1
 
-BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
-BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
-BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
-
-PER_PAGE, MAX_PER_PAGE = 50, 200
-BUCKETS_BACK = {"hour": (HOUR, 100 * 24), "day": (DAY, 3653)}  # of the series: seconds of one, and how many there may be
-MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
 READ_TICKETS, READ_AUDITS, READ_METRICS = "read:tickets", "read:audits", "read:metrics"
-
 FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
-TOKEN_PATTERN = re.compile(r"tkt_[0-9A-Za-z]{46}")
-GUESSES_PER_MINUTE = 30  # failed authentications of one address, whatever --rate says
-MAX_CACHED_BYTES = 1024 * 1024  # of answers, for each thread: some 36 pages; 4 MB made pages not asked for before 10 % dearer
-MAX_CACHED_TOKENS = 1000  # for each thread
-BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
-
-MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
-MAX_AUDIT_BYTES = 4096  # of a query or body
-MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 255, 1024  # in characters
-MAX_WAITING_AUDITS = 4000  # rows kept in memory while the log cannot be written: 2 MB as a rule, 24 MB at most
-AUDIT_WAIT_MS = 500  # how long requests wait, once, for a lock on the log
-PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
-AUDIT_PAGE = 200  # rows of the log in memory at a time, 9 KB each at most
-AUDIT_SPAN = 10_000  # ids that one statement reads through: 1 to 2 ms, 50 ms where every row is as large as can be
-AUDIT_SPANS = 5  # of those that one request reads through
-AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every row is as large as can be
-AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
-AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
-PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
-WATCH_SECONDS = 2.0  # between two looks at the desk
-FOLLOW_SECONDS = 0.5  # between two looks for new rows
-TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
-DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
-MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
-HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
-PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
-REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
-MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
-MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
-STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
-
-DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
-DEMO_ABILITIES = (READ_TICKETS, READ_AUDITS, READ_METRICS)  # all that there is to see
 
 
 @dataclass(frozen=True)
@@ -279,17 +240,7 @@ class InvalidFields(TicketApiError):
         self.errors = errors
 
 
-def wall_microseconds() -> int:
-    """Read the wall clock: microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The two clocks of the edges: `wall` for what is written down, `monotonic` (seconds) for intervals and buckets."""
-
-    wall: Callable[[], int] = wall_microseconds
-    monotonic: Callable[[], float] = time.monotonic
+# Times, JSON and texts as they are written --------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
@@ -318,6 +269,15 @@ def parse_second(text: str) -> int:
 def parse_time(text: str) -> int:
     """Return the microseconds since 1970 of a time that `format_time` wrote."""
     return parse_second(text) * MICROSECONDS + int(text[20:26])
+
+
+compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps makes such an encoder each time
+quote = json.encoder.encode_basestring_ascii
+
+
+def to_json(value: Any) -> bytes:
+    """Write a value as compact JSON."""
+    return compact(value).encode()
 
 
 def escape(text: str) -> str:
@@ -414,6 +374,11 @@ def read_moment(text: str, now: int) -> int:
 # Room 2. Database: opens, creates and locks the two files; the two idioms of a transaction. Touches sqlite3.
 # ======================================================================================================================
 
+BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
+BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
+PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class Part(NamedTuple):
     """One of the two files and how it is kept."""
@@ -427,6 +392,7 @@ class Part(NamedTuple):
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
 PARTS = {"desk": Part(0x544B5444, 3, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
+
 
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
@@ -453,6 +419,18 @@ def explain_sqlite_error(error: Exception, path: Path) -> TicketApiError:
         if fragment in str(error):
             return kind(text.format(path=path, error=error))
     return TicketApiError(f"{path}: {error}")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite reports in a block into one line about a file."""
+    try:
+        yield
+    except SQLITE_FAILURES as error:
+        raise explain_sqlite_error(error, path) from error
+
+
+# Files --------------------------------------------------------------------------------------------
 
 
 def read_resource(name: str) -> str:
@@ -492,9 +470,91 @@ def check_path(path: Path) -> None:
         raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
 
 
+def require_database(path: Path) -> None:
+    """Refuse a path at which there is no file, for commands that must not make one."""
+    check_path(path)
+    if not os.path.exists(path):
+        raise TicketApiError(f"there is no desk at {path}; --db names its file")
+
+
 def sidecars(path: Path) -> list[Path]:
     """Return the files that SQLite puts beside a database while it is in use."""
     return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
+
+
+def is_disk_full(path: Path) -> bool:
+    """Tell whether a disk is full where SQLite speaks of an I/O error: it had no room for the memory it shares with others."""
+    try:
+        probe_disk(path)
+    except OSError as error:
+        return error.errno in DISK_FULL
+    return False
+
+
+def probe_disk(path: Path) -> None:
+    """Write and remove a small file beside another; raises OSError when the disk is full or cannot be written."""
+    probe = path.with_name(path.name + "-probe")
+    probe.unlink(missing_ok=True)  # what a kill left; in a directory that others may write to it could lead anywhere
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(handle, bytes(PROBE_BYTES)) < PROBE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(handle)
+        os.unlink(probe)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Put on the disk what a file holds or what a directory lists. Only where this process has no connection to the file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Give an empty file (0600) beside a path for what is to be renamed to it; it is gone at the end, come what may."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.unlink(missing_ok=True)  # of a killed process that had our number
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        part.chmod(0o600)  # whatever the umask has taken away
+        yield part
+    finally:
+        for file in (part, *sidecars(part)):
+            file.unlink(missing_ok=True)
+
+
+def lock_desk(path: Path) -> int:
+    """Take the right to serve a desk and return the lock's file descriptor; it ends with the process.
+
+    The lock is flock(2) on a file beside the desk: on the desk itself it could end SQLite's own POSIX locks.
+    """
+    real = path.resolve()
+    handle = os.open(real.with_name(real.name + "-lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db") from error
+    return handle
+
+
+def is_served(path: Path) -> bool:
+    """Tell whether a server has the lock of a desk; it may have no connection open."""
+    real = Path(os.path.realpath(path))
+    if not os.path.exists(real.with_name(real.name + "-lock")):
+        return False
+    try:
+        os.close(lock_desk(path))
+    except TicketApiError:
+        return True
+    return False
+
+
+# What a file is, before SQLite may change it ------------------------------------------------------
 
 
 def read_header(path: Path) -> tuple[int, int, bool]:
@@ -575,6 +635,9 @@ def check_tables(db: sqlite3.Connection, part: str, path: Path) -> None:
         raise TicketApiError(f"{path} is damaged: it lacks {', '.join(missing)}; restore a backup")
 
 
+# Connections --------------------------------------------------------------------------------------
+
+
 def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
     """Switch a database to WAL, once for all; SQLite does not wait by itself for others who are opening the same new file."""
     for attempts_left in range(wait_ms // 20, -1, -1):
@@ -616,6 +679,11 @@ def connect(
     return db
 
 
+def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
+    """Set how long a connection waits for the locks of others."""
+    db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
+
+
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Open a connection that only reads, with the views of schema.sql's part `reader`."""
     db = connect(path)
@@ -644,42 +712,6 @@ def connect_log_reader(path: Path) -> sqlite3.Connection:
     db.text_factory = partial(str, encoding="utf-8", errors="replace")
     db.execute("PRAGMA query_only = ON")
     return db
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Run a block of writes as one: all of it is committed at the end, or nothing when it raises.
-
-    BEGIN IMMEDIATE takes the write lock at once: a transaction that asks for it later fails without waiting.
-    """
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # SQLite has already rolled back after some errors, "disk full" among them
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Let several reads see one state of the database: a page and its total belong together. Within another it is that one."""
-    if db.in_transaction:
-        yield
-        return
-    db.execute("BEGIN")
-    try:
-        yield
-    finally:
-        if db.in_transaction:
-            db.execute("COMMIT")
-
-
-def get_data_version(db: sqlite3.Connection) -> int:
-    """Return a number that changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version)."""
-    version: int = db.execute("PRAGMA data_version").fetchone()[0]
-    return version
 
 
 def create_schema(db: sqlite3.Connection, part: str) -> None:
@@ -722,60 +754,6 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     except PermissionError as error:
         raise explain_sqlite_error(sqlite3.OperationalError("unable to open"), path) from error
     return db
-
-
-def is_disk_full(path: Path) -> bool:
-    """Tell whether a disk is full where SQLite speaks of an I/O error: it had no room for the memory it shares with others."""
-    try:
-        probe_disk(path)
-    except OSError as error:
-        return error.errno in DISK_FULL
-    return False
-
-
-def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
-    """Set how long a connection waits for the locks of others."""
-    db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
-
-
-def probe_disk(path: Path) -> None:
-    """Write and remove a small file beside another; raises OSError when the disk is full or cannot be written."""
-    probe = path.with_name(path.name + "-probe")
-    probe.unlink(missing_ok=True)  # what a kill left; in a directory that others may write to it could lead anywhere
-    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        if os.write(handle, bytes(PROBE_BYTES)) < PROBE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(handle)
-        os.unlink(probe)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite reports in a block into one line about a file."""
-    try:
-        yield
-    except SQLITE_FAILURES as error:
-        raise explain_sqlite_error(error, path) from error
-
-
-@contextmanager
-def without_waiting(db: sqlite3.Connection) -> Iterator[None]:
-    """Let a block fail at once where another program holds the file."""
-    wait_ms: int = db.execute("PRAGMA busy_timeout").fetchone()[0]
-    set_busy_timeout(db, 0)
-    try:
-        yield
-    finally:
-        set_busy_timeout(db, wait_ms)
-
-
-def require_database(path: Path) -> None:
-    """Refuse a path at which there is no file, for commands that must not make one."""
-    check_path(path)
-    if not os.path.exists(path):
-        raise TicketApiError(f"there is no desk at {path}; --db names its file")
 
 
 def open_to_inspect(path: Path) -> sqlite3.Connection:
@@ -843,6 +821,56 @@ def open_tickets_reader(path: Path) -> sqlite3.Connection | None:
     return db
 
 
+# Transactions -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Run a block of writes as one: all of it is committed at the end, or nothing when it raises.
+
+    BEGIN IMMEDIATE takes the write lock at once: a transaction that asks for it later fails without waiting.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # SQLite has already rolled back after some errors, "disk full" among them
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Let several reads see one state of the database: a page and its total belong together. Within another it is that one."""
+    if db.in_transaction:
+        yield
+        return
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:
+            db.execute("COMMIT")
+
+
+def get_data_version(db: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version)."""
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+@contextmanager
+def without_waiting(db: sqlite3.Connection) -> Iterator[None]:
+    """Let a block fail at once where another program holds the file."""
+    wait_ms: int = db.execute("PRAGMA busy_timeout").fetchone()[0]
+    set_busy_timeout(db, 0)
+    try:
+        yield
+    finally:
+        set_busy_timeout(db, wait_ms)
+
+
 @contextmanager
 def interruptible(db: sqlite3.Connection) -> Iterator[None]:
     """Let a signal end a long statement: SQLite calls Python now and then, which handles signals there alone."""
@@ -855,6 +883,9 @@ def interruptible(db: sqlite3.Connection) -> Iterator[None]:
         raise
     finally:
         db.set_progress_handler(None, 0)
+
+
+# What check and backup ask of SQLite --------------------------------------------------------------
 
 
 def integrity_problems(db: sqlite3.Connection, limit: int) -> list[str]:
@@ -906,165 +937,114 @@ def copy_database(db: sqlite3.Connection, target: Path, report: Callable[[int], 
     return version
 
 
-def sync_to_disk(path: Path) -> None:
-    """Put on the disk what a file holds or what a directory lists. Only where this process has no connection to the file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def temporary_file(path: Path) -> Iterator[Path]:
-    """Give an empty file (0600) beside a path for what is to be renamed to it; it is gone at the end, come what may."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.unlink(missing_ok=True)  # of a killed process that had our number
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        part.chmod(0o600)  # whatever the umask has taken away
-        yield part
-    finally:
-        for file in (part, *sidecars(part)):
-            file.unlink(missing_ok=True)
-
-
-def lock_desk(path: Path) -> int:
-    """Take the right to serve a desk and return the lock's file descriptor; it ends with the process.
-
-    The lock is flock(2) on a file beside the desk: on the desk itself it could end SQLite's own POSIX locks.
-    """
-    real = path.resolve()
-    handle = os.open(real.with_name(real.name + "-lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db") from error
-    return handle
-
-
-def is_served(path: Path) -> bool:
-    """Tell whether a server has the lock of a desk; it may have no connection open."""
-    real = Path(os.path.realpath(path))
-    if not os.path.exists(real.with_name(real.name + "-lock")):
-        return False
-    try:
-        os.close(lock_desk(path))
-    except TicketApiError:
-        return True
-    return False
-
-
 # ======================================================================================================================
 # Room 3. Queries: one function is one statement, grouped by table. Touches .execute; never commits.
 # ======================================================================================================================
 
-# Users -------------------------------------------------------------------------------------------
+# How a statement meets the engine: values come by name; many rows of them by place ------------------
+
+
+def execute(db: sqlite3.Connection, sql: str, /, **values: Any) -> sqlite3.Cursor:
+    """Run one statement; its rows can be read one by one."""
+    return db.execute(sql, values)
+
+
+def fetch_one(db: sqlite3.Connection, sql: str, /, **values: Any) -> sqlite3.Row | None:
+    """Return the first row of a statement, or None."""
+    row: sqlite3.Row | None = db.execute(sql, values).fetchone()
+    return row
+
+
+def fetch_value(db: sqlite3.Connection, sql: str, /, **values: Any) -> Any:
+    """Return the first column of the first row of a statement, or None."""
+    row = db.execute(sql, values).fetchone()
+    return row[0] if row else None
+
+
+def fetch_all(db: sqlite3.Connection, sql: str, /, **values: Any) -> list[sqlite3.Row]:
+    """Return all rows of a statement."""
+    return db.execute(sql, values).fetchall()
+
+
+def execute_many(db: sqlite3.Connection, sql: str, values: Iterable[tuple[Any, ...]] | Iterable[Mapping[str, Any]]) -> None:
+    """Run one statement for each of many rows of values."""
+    db.executemany(sql, values)
+
+
+# Users --------------------------------------------------------------------------------------------
 
 
 def find_user(db: sqlite3.Connection, user_id: int) -> sqlite3.Row | None:
     """Return one user, or None."""
-    row: sqlite3.Row | None = db.execute(
-        """
+    sql = """
         SELECT id, name, email, tickets_count, created_at
         FROM users
         WHERE id = :user_id
-        """,
-        {"user_id": user_id},
-    ).fetchone()
-    return row
+        """
+    return fetch_one(db, sql, user_id=user_id)
 
 
 def find_user_by_email(db: sqlite3.Connection, email: str) -> sqlite3.Row | None:
     """Return the user with an address, or None."""
-    row: sqlite3.Row | None = db.execute(
-        """
+    sql = """
         SELECT id, name, email, tickets_count
         FROM users
         WHERE email = :email
-        """,
-        {"email": email},
-    ).fetchone()
-    return row
+        """
+    return fetch_one(db, sql, email=email)
 
 
 def find_top_user(db: sqlite3.Connection) -> sqlite3.Row | None:
     """Return the user with the most tickets, or None while there is no ticket."""
-    row: sqlite3.Row | None = db.execute(
-        """
+    sql = """
         SELECT id, name, email, tickets_count
         FROM users
         WHERE tickets_count > 0
         ORDER BY tickets_count DESC, id
         LIMIT 1
         """
-    ).fetchone()
-    return row
+    return fetch_one(db, sql)
 
 
 def list_customers(db: sqlite3.Connection, limit: int, offset: int) -> list[sqlite3.Row]:
     """Return customers, most tickets first, the lowest id first among equals; walks the index past those before."""
-    return db.execute(
-        """
+    sql = """
         SELECT id, name, email, tickets_count, created_at
         FROM users
         ORDER BY tickets_count DESC, id
         LIMIT :limit OFFSET :offset
-        """,
-        {"limit": limit, "offset": offset},
-    ).fetchall()
+        """
+    return fetch_all(db, sql, limit=limit, offset=offset)
 
 
 def find_last_user_id(db: sqlite3.Connection, below: int) -> int | None:
     """Return the highest user id under a bound, or None."""
-    last: int | None = db.execute(
-        """
-        SELECT max(id)
-        FROM users
-        WHERE id < :below
-        """,
-        {"below": below},
-    ).fetchone()[0]
+    last: int | None = fetch_value(db, "SELECT max(id) FROM users WHERE id < :below", below=below)
     return last
 
 
 def insert_users(db: sqlite3.Connection, users: Iterable[tuple[int, str, str, str]]) -> None:
     """Insert users given as (id, name, email, created_at)."""
-    db.executemany(
-        """
-        INSERT INTO users (id, name, email, created_at)
-        VALUES (?, ?, ?, ?)
-        """,
-        users,
-    )
+    execute_many(db, "INSERT INTO users (id, name, email, created_at) VALUES (?, ?, ?, ?)", users)
 
 
 def list_authors(db: sqlite3.Connection, user_ids: Iterable[int]) -> list[sqlite3.Row]:
     """Return some users, given by their ids."""
-    return db.execute(
-        """
+    sql = """
         SELECT id, name, email, tickets_count
         FROM users
         WHERE id IN (SELECT value FROM json_each(:user_ids))
-        """,
-        {"user_ids": json.dumps(list(user_ids))},
-    ).fetchall()
+        """
+    return fetch_all(db, sql, user_ids=json.dumps(list(user_ids)))
 
 
 def add_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
     """Raise the counters of users, given as (tickets more, user id)."""
-    db.executemany(
-        """
-        UPDATE users
-        SET tickets_count = tickets_count + ?
-        WHERE id = ?
-        """,
-        counts,
-    )
+    execute_many(db, "UPDATE users SET tickets_count = tickets_count + ? WHERE id = ?", counts)
 
 
-# Tickets -----------------------------------------------------------------------------------------
+# Tickets ------------------------------------------------------------------------------------------
+
 
 # The lists are read as JSON, written by SQLite in one step: 50 tickets take 120 microseconds, where reading their rows and
 # writing them with json.dumps takes 310 and with a template in Python 170. A page is a range of the numbers that its list
@@ -1082,22 +1062,20 @@ class Tickets(NamedTuple):
 
 def find_open_bounds(db: sqlite3.Connection) -> tuple[int, int, int]:
     """Return how many tickets are open, from the counter, with the lowest and the highest of their ids, 0 for none."""
-    row = db.execute(
-        """
+    sql = """
         SELECT tickets,
                coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
                coalesce((SELECT max(id) FROM tickets WHERE status = 1), 0)
         FROM ticket_counts
         WHERE status = 1
         """
-    ).fetchone()
+    row = fetch_all(db, sql)[0]
     return row[0], row[1], row[2]
 
 
 def list_open_tickets(db: sqlite3.Connection, lowest: int, highest: int, limit: int) -> Tickets:
     """Return the first open tickets of a range of ids, oldest first; their key is their id."""
-    row = db.execute(
-        """
+    sql = """
         SELECT CAST(group_concat(resource) AS BLOB), count(*), min(id), max(id)
         FROM (
             SELECT resource, id
@@ -1106,46 +1084,34 @@ def list_open_tickets(db: sqlite3.Connection, lowest: int, highest: int, limit: 
             ORDER BY id
             LIMIT :limit
         )
-        """,
-        {"lowest": lowest, "highest": highest, "limit": limit},
-    ).fetchone()
-    return Tickets(*row)
+        """
+    return Tickets(*fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
 
 
 def find_open_ticket(db: sqlite3.Connection, offset: int) -> int | None:
     """Return the id of the open ticket that so many older ones wait before, or None; walks that many index entries."""
-    row = db.execute(
-        """
-        SELECT id
-        FROM tickets
-        WHERE status = 1
-        ORDER BY id
-        LIMIT 1 OFFSET :offset
-        """,
-        {"offset": offset},
-    ).fetchone()
-    return row["id"] if row else None
+    found: int | None = fetch_value(
+        db, "SELECT id FROM tickets WHERE status = 1 ORDER BY id LIMIT 1 OFFSET :offset", offset=offset
+    )
+    return found
 
 
 def find_open_ticket_before(db: sqlite3.Connection, ticket_id: int, distance: int) -> int | None:
     """Return the id of the open ticket that stands some places before another, or None."""
-    row = db.execute(
-        """
+    sql = """
         SELECT id
         FROM tickets
         WHERE status = 1 AND id < :ticket_id
         ORDER BY id DESC
         LIMIT 1 OFFSET :distance
-        """,
-        {"ticket_id": ticket_id, "distance": distance - 1},
-    ).fetchone()
-    return row["id"] if row else None
+        """
+    found: int | None = fetch_value(db, sql, ticket_id=ticket_id, distance=distance - 1)
+    return found
 
 
 def list_closed_tickets(db: sqlite3.Connection, lowest: int, highest: int) -> Tickets:
     """Return the closed tickets of a range of numbers, most recently closed first; their key is their number."""
-    row = db.execute(
-        """
+    sql = """
         SELECT CAST(group_concat(resource) AS BLOB), count(*)
         FROM (
             SELECT resource
@@ -1153,16 +1119,14 @@ def list_closed_tickets(db: sqlite3.Connection, lowest: int, highest: int) -> Ti
             WHERE closed_number BETWEEN :lowest AND :highest
             ORDER BY closed_number DESC
         )
-        """,
-        {"lowest": lowest, "highest": highest},
-    ).fetchone()
+        """
+    row = fetch_all(db, sql, lowest=lowest, highest=highest)[0]
     return Tickets(row[0], row[1], lowest, highest)
 
 
 def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id: int) -> Tickets:
     """Return the tickets of one user in a range of numbers, newest first; their key is their number."""
-    row = db.execute(
-        """
+    sql = """
         SELECT CAST(group_concat(resource) AS BLOB), count(*)
         FROM (
             SELECT resource
@@ -1170,196 +1134,126 @@ def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id
             WHERE user_id = :user_id AND user_number BETWEEN :lowest AND :highest
             ORDER BY user_number DESC
         )
-        """,
-        {"user_id": user_id, "lowest": lowest, "highest": highest},
-    ).fetchone()
+        """
+    row = fetch_all(db, sql, user_id=user_id, lowest=lowest, highest=highest)[0]
     return Tickets(row[0], row[1], lowest, highest)
 
 
 def find_ticket(db: sqlite3.Connection, ticket_id: int) -> bytes | None:
     """Return one ticket as a JSON object, or None."""
-    row = db.execute(
-        """
+    sql = """
         SELECT CAST(resource AS BLOB) AS resource
         FROM ticket_resources
         WHERE id = :ticket_id
-        """,
-        {"ticket_id": ticket_id},
-    ).fetchone()
-    return row["resource"] if row else None
+        """
+    found: bytes | None = fetch_value(db, sql, ticket_id=ticket_id)
+    return found
 
 
 def list_oldest_open_tickets(db: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
     """Return id and created_at of the open tickets that are next to be closed."""
-    return db.execute(
-        """
-        SELECT id, created_at
-        FROM tickets
-        WHERE status = 1
-        ORDER BY id
-        LIMIT :limit
-        """,
-        {"limit": limit},
-    ).fetchall()
+    return fetch_all(db, "SELECT id, created_at FROM tickets WHERE status = 1 ORDER BY id LIMIT :limit", limit=limit)
 
 
 def find_newest_ticket(db: sqlite3.Connection) -> sqlite3.Row | None:
     """Return id and created_at of the newest ticket, or None."""
-    row: sqlite3.Row | None = db.execute(
-        """
-        SELECT id, created_at
-        FROM tickets
-        ORDER BY id DESC
-        LIMIT 1
-        """
-    ).fetchone()
-    return row
+    return fetch_one(db, "SELECT id, created_at FROM tickets ORDER BY id DESC LIMIT 1")
 
 
 def find_last_closed_at(db: sqlite3.Connection) -> str | None:
     """Return when a ticket was closed last, or None."""
-    row = db.execute(
-        """
-        SELECT closed_at
-        FROM tickets
-        WHERE closed_number IS NOT NULL
-        ORDER BY closed_number DESC
-        LIMIT 1
-        """
-    ).fetchone()
-    return row["closed_at"] if row else None
+    found: str | None = fetch_value(
+        db, "SELECT closed_at FROM tickets WHERE closed_number IS NOT NULL ORDER BY closed_number DESC LIMIT 1"
+    )
+    return found
 
 
 def find_created_at(db: sqlite3.Connection, ticket_id: int) -> str | None:
     """Return when a ticket came, or None."""
-    row = db.execute(
-        """
-        SELECT created_at
-        FROM tickets
-        WHERE id = :ticket_id
-        """,
-        {"ticket_id": ticket_id},
-    ).fetchone()
-    return row["created_at"] if row else None
+    found: str | None = fetch_value(db, "SELECT created_at FROM tickets WHERE id = :ticket_id", ticket_id=ticket_id)
+    return found
 
 
 def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
     """Return when the ticket with a number among the closed ones was closed, or None."""
-    row = db.execute(
-        """
-        SELECT closed_at
-        FROM tickets
-        WHERE closed_number = :closed_number
-        """,
-        {"closed_number": closed_number},
-    ).fetchone()
-    return row["closed_at"] if row else None
+    found: str | None = fetch_value(
+        db, "SELECT closed_at FROM tickets WHERE closed_number = :closed_number", closed_number=closed_number
+    )
+    return found
 
 
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
     """Insert tickets given as all their columns in order."""
-    db.executemany(
-        """
+    sql = """
         INSERT INTO tickets (
             id, user_id, user_number, user_name, user_email, subject, content, status, created_at, updated_at, closed_at,
             closed_number
         )
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        """,
-        tickets,
-    )
+        """
+    execute_many(db, sql, tickets)
 
 
 def close_tickets(db: sqlite3.Connection, closings: Iterable[tuple[str, int, int]]) -> None:
     """Close open tickets, given as (closed_at, closed_number, id)."""
-    db.executemany(
-        """
+    sql = """
         UPDATE tickets
         SET status = 2, closed_at = ?1, updated_at = ?1, closed_number = ?2
         WHERE id = ?3 AND status = 1
-        """,
-        closings,
-    )
+        """
+    execute_many(db, sql, closings)
 
 
 def count_tickets(db: sqlite3.Connection, status: int) -> int:
     """Return how many tickets have a status, from its counter."""
-    count: int = db.execute(
-        """
-        SELECT tickets
-        FROM ticket_counts
-        WHERE status = :status
-        """,
-        {"status": status},
-    ).fetchone()[0]
-    return count
+    return int(fetch_value(db, "SELECT tickets FROM ticket_counts WHERE status = :status", status=status))
 
 
 def add_ticket_count(db: sqlite3.Connection, status: int, more: int) -> None:
     """Change the counter of a status by a number, which may be negative."""
-    db.execute(
-        """
-        UPDATE ticket_counts
-        SET tickets = tickets + :more
-        WHERE status = :status
-        """,
-        {"status": status, "more": more},
-    )
+    execute(db, "UPDATE ticket_counts SET tickets = tickets + :more WHERE status = :status", status=status, more=more)
 
 
-# Tickets by the hour -----------------------------------------------------------------------------
+# Tickets by the hour ------------------------------------------------------------------------------
 
 
 def add_arrivals(db: sqlite3.Connection, counts: Iterable[tuple[str, int]]) -> None:
     """Raise the counters of hours, given as (hour, tickets more)."""
-    db.executemany(
-        """
+    sql = """
         INSERT INTO ticket_arrivals (hour, tickets)
         VALUES (?, ?)
         ON CONFLICT (hour) DO UPDATE SET tickets = tickets + excluded.tickets
-        """,
-        counts,
-    )
+        """
+    execute_many(db, sql, counts)
 
 
 def add_closings(db: sqlite3.Connection, counts: Iterable[tuple[str, int, int]]) -> None:
     """Raise the counters of hours and waits, given as (hour, wait, tickets more)."""
-    db.executemany(
-        """
+    sql = """
         INSERT INTO ticket_closings (hour, wait, tickets)
         VALUES (?, ?, ?)
         ON CONFLICT (hour, wait) DO UPDATE SET tickets = tickets + excluded.tickets
-        """,
-        counts,
-    )
+        """
+    execute_many(db, sql, counts)
 
 
 def list_arrivals(db: sqlite3.Connection, since: str) -> list[tuple[str, int]]:
     """Return hour and tickets of each hour from one on."""
-    rows = db.execute(
-        """
-        SELECT hour, tickets
-        FROM ticket_arrivals
-        WHERE hour >= :since
-        ORDER BY hour
-        """,
-        {"since": since},
-    )
-    return [tuple(row) for row in rows]
+    return [
+        tuple(row)
+        for row in fetch_all(db, "SELECT hour, tickets FROM ticket_arrivals WHERE hour >= :since ORDER BY hour", since=since)
+    ]
 
 
 def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, int]]:
     """Return hour, wait and tickets of each hour from one on, the shortest waits of an hour first."""
-    rows = db.execute(
-        """
+    sql = """
         SELECT hour, wait, tickets
         FROM ticket_closings
         WHERE hour >= :since
         ORDER BY hour, wait
-        """,
-        {"since": since},
-    )
-    return [tuple(row) for row in rows]
+        """
+    return [tuple(row) for row in fetch_all(db, sql, since=since)]
 
 
 # Counters against rows, for `check` ---------------------------------------------------------------
@@ -1367,405 +1261,119 @@ def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, in
 
 def list_ticket_times(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
     """Yield created_at and closed_at of every ticket."""
-    return db.execute(
-        """
-        SELECT created_at, closed_at
-        FROM tickets
-        """
-    )
+    return execute(db, "SELECT created_at, closed_at FROM tickets")
 
 
 def list_misnamed_tickets(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
     """Yield id and user_id of the tickets that show another name or address than their user has."""
-    return db.execute(
-        """
+    sql = """
         SELECT tickets.id, user_id
         FROM tickets
         CROSS JOIN users ON users.id = user_id
         WHERE user_name <> name OR user_email <> email
         """
-    )
+    return execute(db, sql)
 
 
 def name_tickets_of(db: sqlite3.Connection, user_ids: Iterable[tuple[int]]) -> None:
     """Give the tickets of users the name and address that the user has."""
-    db.executemany(
-        """
+    sql = """
         UPDATE tickets
         SET (user_name, user_email) = (SELECT name, email FROM users WHERE id = user_id)
         WHERE user_id = ?
-        """,
-        user_ids,
-    )
+        """
+    execute_many(db, sql, user_ids)
 
 
 def delete_arrivals(db: sqlite3.Connection) -> None:
     """Delete the counters of arrivals."""
-    db.execute(
-        """
-        DELETE FROM ticket_arrivals
-        """
-    )
+    execute(db, "DELETE FROM ticket_arrivals")
 
 
 def delete_closings(db: sqlite3.Connection) -> None:
     """Delete the counters of closings."""
-    db.execute(
-        """
-        DELETE FROM ticket_closings
-        """
-    )
+    execute(db, "DELETE FROM ticket_closings")
 
 
 def count_ticket_rows(db: sqlite3.Connection) -> tuple[int, int]:
     """Return how many tickets are open and how many there are, from the rows."""
-    row = db.execute(
-        """
-        SELECT (SELECT count(*) FROM tickets WHERE status = 1),
-               (SELECT count(*) FROM tickets)
-        """
-    ).fetchone()
+    row = fetch_all(db, "SELECT (SELECT count(*) FROM tickets WHERE status = 1), (SELECT count(*) FROM tickets)")[0]
     return row[0], row[1]
 
 
 def list_ticket_counts(db: sqlite3.Connection) -> dict[int, int]:
     """Return how many tickets there are of each status, from the counters."""
-    rows = db.execute(
-        """
-        SELECT status, tickets
-        FROM ticket_counts
-        """
-    )
-    return dict(rows.fetchall())
+    return {row[0]: row[1] for row in fetch_all(db, "SELECT status, tickets FROM ticket_counts")}
 
 
 def list_unsound_users(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
     """Yield the users whose counter is not the number of their tickets (written), or whose highest user_number is not."""
-    return db.execute(
-        """
+    sql = """
         SELECT users.id, tickets_count, count(user_number) AS written, coalesce(max(user_number), 0) AS highest
         FROM users
         LEFT JOIN tickets ON user_id = users.id
         GROUP BY users.id
         HAVING tickets_count <> written OR highest <> written
         """
-    )
+    return execute(db, sql)
 
 
 def find_closed_numbers(db: sqlite3.Connection) -> tuple[int, int]:
     """Return how many tickets have a closed_number, and the highest, 0 for none."""
-    row = db.execute(
-        """
-        SELECT count(*), coalesce(max(closed_number), 0)
-        FROM tickets
-        WHERE closed_number IS NOT NULL
-        """
-    ).fetchone()
+    row = fetch_all(db, "SELECT count(*), coalesce(max(closed_number), 0) FROM tickets WHERE closed_number IS NOT NULL")[0]
     return row[0], row[1]
 
 
 def set_ticket_counts(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
     """Set the counters of statuses, given as (status, tickets)."""
-    db.executemany(
-        """
+    sql = """
         INSERT INTO ticket_counts (status, tickets)
         VALUES (?, ?)
         ON CONFLICT (status) DO UPDATE SET tickets = excluded.tickets
-        """,
-        counts,
-    )
+        """
+    execute_many(db, sql, counts)
 
 
 def set_user_tickets(db: sqlite3.Connection, counts: Iterable[tuple[int, int]]) -> None:
     """Set the counters of users, given as (tickets, user id)."""
-    db.executemany(
-        """
-        UPDATE users
-        SET tickets_count = ?
-        WHERE id = ?
-        """,
-        counts,
-    )
+    execute_many(db, "UPDATE users SET tickets_count = ? WHERE id = ?", counts)
 
 
 def list_user_numbers(db: sqlite3.Connection, user_id: int, after: int, limit: int) -> list[sqlite3.Row]:
     """Return id and number of the first tickets of a user after a number."""
-    return db.execute(
-        """
+    sql = """
         SELECT id, user_number
         FROM tickets
         WHERE user_id = :user_id AND user_number > :after
         ORDER BY user_number
         LIMIT :limit
-        """,
-        {"user_id": user_id, "after": after, "limit": limit},
-    ).fetchall()
+        """
+    return fetch_all(db, sql, user_id=user_id, after=after, limit=limit)
 
 
 def list_closed_numbers(db: sqlite3.Connection, after: int, limit: int) -> list[sqlite3.Row]:
     """Return id and number of the first closed tickets after a number."""
-    return db.execute(
-        """
+    sql = """
         SELECT id, closed_number
         FROM tickets
         WHERE closed_number > :after
         ORDER BY closed_number
         LIMIT :limit
-        """,
-        {"after": after, "limit": limit},
-    ).fetchall()
+        """
+    return fetch_all(db, sql, after=after, limit=limit)
 
 
 def set_user_numbers(db: sqlite3.Connection, numbers: Iterable[tuple[int, int]]) -> None:
     """Set the numbers of tickets among their user's, given as (number, id)."""
-    db.executemany(
-        """
-        UPDATE tickets
-        SET user_number = ?
-        WHERE id = ?
-        """,
-        numbers,
-    )
+    execute_many(db, "UPDATE tickets SET user_number = ? WHERE id = ?", numbers)
 
 
 def set_closed_numbers(db: sqlite3.Connection, numbers: Iterable[tuple[int, int]]) -> None:
     """Set the numbers of tickets among the closed ones, given as (number, id)."""
-    db.executemany(
-        """
-        UPDATE tickets
-        SET closed_number = ?
-        WHERE id = ?
-        """,
-        numbers,
-    )
+    execute_many(db, "UPDATE tickets SET closed_number = ? WHERE id = ?", numbers)
 
 
-# Tokens ------------------------------------------------------------------------------------------
-
-
-def insert_token(db: sqlite3.Connection, token: Mapping[str, Any]) -> int:
-    """Insert a token and return its id."""
-    token_id: int = db.execute(
-        """
-        INSERT INTO personal_access_tokens (user_id, name, token, abilities, expires_at, created_at)
-        VALUES (:user_id, :name, :token, :abilities, :expires_at, :created_at)
-        RETURNING id
-        """,
-        token,
-    ).fetchone()[0]
-    return token_id
-
-
-def find_token(db: sqlite3.Connection, digest: str) -> sqlite3.Row | None:
-    """Return the token with a SHA-256, or None."""
-    row: sqlite3.Row | None = db.execute(
-        """
-        SELECT id, user_id, token, abilities, last_used_at, expires_at
-        FROM personal_access_tokens
-        WHERE token = :digest
-        """,
-        {"digest": digest},
-    ).fetchone()
-    return row
-
-
-def list_tokens(db: sqlite3.Connection) -> list[sqlite3.Row]:
-    """Return all tokens with the addresses of their owners, but not their hashes."""
-    return db.execute(
-        """
-        SELECT tokens.id, user_id, email, tokens.name, abilities, last_used_at, expires_at, tokens.created_at
-        FROM personal_access_tokens AS tokens
-        CROSS JOIN users ON users.id = user_id
-        ORDER BY tokens.id
-        """
-    ).fetchall()
-
-
-def has_tokens(db: sqlite3.Connection) -> bool:
-    """Tell whether there is any token."""
-    return bool(db.execute("SELECT EXISTS (SELECT 1 FROM personal_access_tokens)").fetchone()[0])
-
-
-def touch_token(db: sqlite3.Connection, token_id: int, last_used_at: str) -> None:
-    """Note when a token was last used."""
-    db.execute(
-        """
-        UPDATE personal_access_tokens
-        SET last_used_at = :last_used_at
-        WHERE id = :token_id
-        """,
-        {"token_id": token_id, "last_used_at": last_used_at},
-    )
-
-
-def delete_token(db: sqlite3.Connection, token_id: int) -> bool:
-    """Delete a token and tell whether it was there."""
-    cursor = db.execute(
-        """
-        DELETE FROM personal_access_tokens
-        WHERE id = :token_id
-        """,
-        {"token_id": token_id},
-    )
-    return cursor.rowcount == 1
-
-
-def delete_expired_tokens(db: sqlite3.Connection, now: str) -> int:
-    """Delete the tokens that have expired and return how many those were."""
-    cursor = db.execute(
-        """
-        DELETE FROM personal_access_tokens
-        WHERE expires_at <= :now
-        """,
-        {"now": now},
-    )
-    return cursor.rowcount
-
-
-# Audit log ---------------------------------------------------------------------------------------
-
-
-def insert_audits(db: sqlite3.Connection, audits: Iterable[Mapping[str, Any]]) -> None:
-    """Insert the rows of requests."""
-    db.executemany(
-        """
-        INSERT INTO api_audits (
-            user_id, token_id, method, path, route_name, status_code, ip_address, user_agent, duration_ms, query,
-            request_body, created_at
-        )
-        VALUES (
-            :user_id, :token_id, :method, :path, :route_name, :status_code, :ip_address, :user_agent, :duration_ms, :query,
-            :request_body, :created_at
-        )
-        """,
-        audits,
-    )
-
-
-class AuditFilter(NamedTuple):
-    """Which rows of the log are wanted; by default all."""
-
-    user_id: int | None = None
-    token_id: int | None = None
-    lowest_status: int = 0
-    highest_status: int = 10**6
-    path: str = ""  # a part of it; the path begins with a slash here
-    since: str = ""
-
-
-def list_audits_back(db: sqlite3.Connection, lowest: int, highest: int, wanted: AuditFilter, limit: int) -> list[sqlite3.Row]:
-    """Return the last rows wanted in a range of ids, newest first."""
-    return db.execute(
-        """
-        SELECT *
-        FROM api_audits
-        WHERE id BETWEEN :lowest AND :highest
-            AND (:user_id IS NULL OR user_id = :user_id)
-            AND (:token_id IS NULL OR token_id = :token_id)
-            AND status_code BETWEEN :lowest_status AND :highest_status
-            AND instr('/' || path, :path)
-            AND created_at >= :since
-        ORDER BY id DESC
-        LIMIT :limit
-        """,
-        {**wanted._asdict(), "lowest": lowest, "highest": highest, "limit": limit},
-    ).fetchall()
-
-
-def list_audits(db: sqlite3.Connection, lowest: int, highest: int, wanted: AuditFilter, limit: int) -> list[sqlite3.Row]:
-    """Return the first rows wanted in a range of ids, oldest first."""
-    return db.execute(
-        """
-        SELECT *
-        FROM api_audits
-        WHERE id BETWEEN :lowest AND :highest
-            AND (:user_id IS NULL OR user_id = :user_id)
-            AND (:token_id IS NULL OR token_id = :token_id)
-            AND status_code BETWEEN :lowest_status AND :highest_status
-            AND instr('/' || path, :path)
-            AND created_at >= :since
-        ORDER BY id
-        LIMIT :limit
-        """,
-        {**wanted._asdict(), "lowest": lowest, "highest": highest, "limit": limit},
-    ).fetchall()
-
-
-def has_audits_since(db: sqlite3.Connection, lowest: int, highest: int, since: str) -> bool:
-    """Tell whether a range of ids holds a row of a time or later."""
-    row = db.execute(
-        """
-        SELECT 1
-        FROM api_audits
-        WHERE id BETWEEN :lowest AND :highest AND created_at >= :since
-        LIMIT 1
-        """,
-        {"lowest": lowest, "highest": highest, "since": since},
-    ).fetchone()
-    return row is not None
-
-
-def find_audit_from(db: sqlite3.Connection, audit_id: int) -> sqlite3.Row | None:
-    """Return id and created_at of the first row from an id on, or None."""
-    row: sqlite3.Row | None = db.execute(
-        """
-        SELECT id, created_at
-        FROM api_audits
-        WHERE id >= :audit_id
-        ORDER BY id
-        LIMIT 1
-        """,
-        {"audit_id": audit_id},
-    ).fetchone()
-    return row
-
-
-def find_last_audit_id(db: sqlite3.Connection, below: int) -> int | None:
-    """Return the highest id under a bound, or None."""
-    last: int | None = db.execute(
-        """
-        SELECT max(id)
-        FROM api_audits
-        WHERE id < :below
-        """,
-        {"below": below},
-    ).fetchone()[0]
-    return last
-
-
-def delete_old_audits(db: sqlite3.Connection, before: str, limit: int, among: int) -> int:
-    """Delete rows from before a time that are among so many with the lowest ids; return how many those were."""
-    cursor = db.execute(
-        """
-        DELETE FROM api_audits
-        WHERE id IN (
-            SELECT id
-            FROM (SELECT id, created_at FROM api_audits ORDER BY id LIMIT :among)
-            WHERE created_at < :before
-            LIMIT :limit
-        )
-        """,
-        {"before": before, "limit": limit, "among": among},
-    )
-    return cursor.rowcount
-
-
-def count_audits(db: sqlite3.Connection) -> int:
-    """Return how many rows the audit log has."""
-    count: int = db.execute(
-        """
-        SELECT count(*)
-        FROM api_audits
-        """
-    ).fetchone()[0]
-    return count
-
-
-# ======================================================================================================================
-# Room 4. Operations: what commands, scheduler and handlers do; plain values in, records out. Opens the transactions.
-# ======================================================================================================================
-
-# Readers: what each thread holds and remembers ----------------------------------------------------
+# Tokens -------------------------------------------------------------------------------------------
 
 
 class Token(NamedTuple):
@@ -1782,83 +1390,177 @@ class Token(NamedTuple):
         return ability in self.abilities or "*" in self.abilities
 
 
-class Answer(NamedTuple):
-    """The bytes of an answer and their strong ETag (RFC 9110, section 8.8.3)."""
-
-    body: bytes
-    etag: str
-
-
-def make_answer(body: bytes) -> Answer:
-    """Return bytes with their ETag, which follows from them."""
-    return Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+def insert_token(db: sqlite3.Connection, token: Mapping[str, Any]) -> int:
+    """Insert a token and return its id."""
+    sql = """
+        INSERT INTO personal_access_tokens (user_id, name, token, abilities, expires_at, created_at)
+        VALUES (:user_id, :name, :token, :abilities, :expires_at, :created_at)
+        RETURNING id
+        """
+    return int(fetch_value(db, sql, **token))
 
 
-class Reader:
-    """One thread's read-only connection, and what it remembers of the desk while the desk stays as it is.
-
-    SQLite tells whether any other connection, of this process or another, has committed since it was asked last. That costs
-    2 microseconds, where a page of 50 tickets costs 200.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Open the connection."""
-        self.db = connect_reader(path)
-        self.tokens: dict[str, Token] = {}  # by SHA-256
-        self.answers: OrderedDict[tuple[str, ...], Answer] = OrderedDict()
-        self._bytes = 0
-        self._version = -1
-
-    def refresh(self) -> None:
-        """Forget everything if the desk has changed. Called at the start of a request."""
-        version = get_data_version(self.db)
-        if version != self._version:
-            self._version = version
-            self.tokens.clear()
-            self.answers.clear()
-            self._bytes = 0
-
-    def remember(self, key: tuple[str, ...], answer: Answer) -> None:
-        """Keep an answer; beyond MAX_CACHED_BYTES the least recently used ones go."""
-        self.answers[key] = answer
-        self._bytes += cached_bytes(key, answer)
-        while self._bytes > MAX_CACHED_BYTES:
-            self._bytes -= cached_bytes(*self.answers.popitem(last=False))
+def find_token(db: sqlite3.Connection, digest: str) -> sqlite3.Row | None:
+    """Return the token with a SHA-256, or None."""
+    sql = """
+        SELECT id, user_id, token, abilities, last_used_at, expires_at
+        FROM personal_access_tokens
+        WHERE token = :digest
+        """
+    return fetch_one(db, sql, digest=digest)
 
 
-def cached_bytes(key: tuple[str, ...], answer: Answer) -> int:
-    """Return about how much memory an answer takes, with its key, which a client may make long, and the objects around them."""
-    return len(answer.body) + sum(map(len, key)) + 1000
+def list_tokens(db: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Return all tokens with the addresses of their owners, but not their hashes."""
+    sql = """
+        SELECT tokens.id, user_id, email, tokens.name, abilities, last_used_at, expires_at, tokens.created_at
+        FROM personal_access_tokens AS tokens
+        CROSS JOIN users ON users.id = user_id
+        ORDER BY tokens.id
+        """
+    return fetch_all(db, sql)
 
 
-class Readers:
-    """A Reader for each thread that asks: opening one costs as much as a small request."""
-
-    def __init__(self, path: Path) -> None:
-        """Remember the file; nothing is opened yet."""
-        self.path = path
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._open: list[Reader] = []
-
-    def get(self) -> Reader:
-        """Return this thread's reader."""
-        reader: Reader | None = getattr(self._local, "reader", None)
-        if reader is None:
-            reader = self._local.reader = Reader(self.path)
-            with self._lock:
-                self._open.append(reader)
-        return reader
-
-    def close(self) -> None:
-        """Close the connections of all threads, which must have ended."""
-        with self._lock:
-            for reader in self._open:
-                reader.db.close()
-            self._open.clear()
+def has_tokens(db: sqlite3.Connection) -> bool:
+    """Tell whether there is any token."""
+    return bool(fetch_value(db, "SELECT EXISTS (SELECT 1 FROM personal_access_tokens)"))
 
 
-# Words: the tickets and people that are made up ---------------------------------------------------
+def touch_token(db: sqlite3.Connection, token_id: int, last_used_at: str) -> None:
+    """Note when a token was last used."""
+    sql = """
+        UPDATE personal_access_tokens
+        SET last_used_at = :last_used_at
+        WHERE id = :token_id
+        """
+    execute(db, sql, token_id=token_id, last_used_at=last_used_at)
+
+
+def delete_token(db: sqlite3.Connection, token_id: int) -> bool:
+    """Delete a token and tell whether it was there."""
+    return execute(db, "DELETE FROM personal_access_tokens WHERE id = :token_id", token_id=token_id).rowcount == 1
+
+
+def delete_expired_tokens(db: sqlite3.Connection, now: str) -> int:
+    """Delete the tokens that have expired and return how many those were."""
+    return execute(db, "DELETE FROM personal_access_tokens WHERE expires_at <= :now", now=now).rowcount
+
+
+# Audit log ----------------------------------------------------------------------------------------
+
+
+class AuditFilter(NamedTuple):
+    """Which rows of the log are wanted; by default all."""
+
+    user_id: int | None = None
+    token_id: int | None = None
+    lowest_status: int = 0
+    highest_status: int = 10**6
+    path: str = ""  # a part of it; the path begins with a slash here
+    since: str = ""
+
+
+def insert_audits(db: sqlite3.Connection, audits: Iterable[Mapping[str, Any]]) -> None:
+    """Insert the rows of requests."""
+    sql = """
+        INSERT INTO api_audits (
+            user_id, token_id, method, path, route_name, status_code, ip_address, user_agent, duration_ms, query,
+            request_body, created_at
+        )
+        VALUES (
+            :user_id, :token_id, :method, :path, :route_name, :status_code, :ip_address, :user_agent, :duration_ms, :query,
+            :request_body, :created_at
+        )
+        """
+    execute_many(db, sql, audits)
+
+
+def list_audits_back(db: sqlite3.Connection, lowest: int, highest: int, wanted: AuditFilter, limit: int) -> list[sqlite3.Row]:
+    """Return the last rows wanted in a range of ids, newest first."""
+    sql = """
+        SELECT *
+        FROM api_audits
+        WHERE id BETWEEN :lowest AND :highest
+            AND (:user_id IS NULL OR user_id = :user_id)
+            AND (:token_id IS NULL OR token_id = :token_id)
+            AND status_code BETWEEN :lowest_status AND :highest_status
+            AND instr('/' || path, :path)
+            AND created_at >= :since
+        ORDER BY id DESC
+        LIMIT :limit
+        """
+    return fetch_all(db, sql, **wanted._asdict(), lowest=lowest, highest=highest, limit=limit)
+
+
+def list_audits(db: sqlite3.Connection, lowest: int, highest: int, wanted: AuditFilter, limit: int) -> list[sqlite3.Row]:
+    """Return the first rows wanted in a range of ids, oldest first."""
+    sql = """
+        SELECT *
+        FROM api_audits
+        WHERE id BETWEEN :lowest AND :highest
+            AND (:user_id IS NULL OR user_id = :user_id)
+            AND (:token_id IS NULL OR token_id = :token_id)
+            AND status_code BETWEEN :lowest_status AND :highest_status
+            AND instr('/' || path, :path)
+            AND created_at >= :since
+        ORDER BY id
+        LIMIT :limit
+        """
+    return fetch_all(db, sql, **wanted._asdict(), lowest=lowest, highest=highest, limit=limit)
+
+
+def has_audits_since(db: sqlite3.Connection, lowest: int, highest: int, since: str) -> bool:
+    """Tell whether a range of ids holds a row of a time or later."""
+    sql = """
+        SELECT 1
+        FROM api_audits
+        WHERE id BETWEEN :lowest AND :highest AND created_at >= :since
+        LIMIT 1
+        """
+    row = fetch_one(db, sql, lowest=lowest, highest=highest, since=since)
+    return row is not None
+
+
+def find_audit_from(db: sqlite3.Connection, audit_id: int) -> sqlite3.Row | None:
+    """Return id and created_at of the first row from an id on, or None."""
+    sql = """
+        SELECT id, created_at
+        FROM api_audits
+        WHERE id >= :audit_id
+        ORDER BY id
+        LIMIT 1
+        """
+    return fetch_one(db, sql, audit_id=audit_id)
+
+
+def find_last_audit_id(db: sqlite3.Connection, below: int) -> int | None:
+    """Return the highest id under a bound, or None."""
+    last: int | None = fetch_value(db, "SELECT max(id) FROM api_audits WHERE id < :below", below=below)
+    return last
+
+
+def delete_old_audits(db: sqlite3.Connection, before: str, limit: int, among: int) -> int:
+    """Delete rows from before a time that are among so many with the lowest ids; return how many those were."""
+    sql = """
+        DELETE FROM api_audits
+        WHERE id IN (
+            SELECT id
+            FROM (SELECT id, created_at FROM api_audits ORDER BY id LIMIT :among)
+            WHERE created_at < :before
+            LIMIT :limit
+        )
+        """
+    return execute(db, sql, before=before, limit=limit, among=among).rowcount
+
+
+def count_audits(db: sqlite3.Connection) -> int:
+    """Return how many rows the audit log has."""
+    return int(fetch_value(db, "SELECT count(*) FROM api_audits"))
+
+
+# ======================================================================================================================
+# Room 4. Words: made-up people and tickets, and the rhythm of their weeks, from seed, id and time alone. Touches nothing.
+# ======================================================================================================================
 
 
 class Story(NamedTuple):
@@ -1914,6 +1616,8 @@ def load_words() -> Words:
     first_names, last_names, closings = (tuple(data[key]) for key in ("first_names", "last_names", "closings"))
     return Words(first_names, last_names, closings, tuple(stories))
 
+
+# Tickets and customers ----------------------------------------------------------------------------
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 REFERENCE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, as on real labels
@@ -2005,155 +1709,16 @@ def plain_letters(text: str) -> str:
     return decomposed.encode("ascii", "ignore").decode()
 
 
-# Tickets: generate and process --------------------------------------------------------------------
+# History: when tickets arrive and are closed ------------------------------------------------------
 
-
-def batches(count: int) -> Iterator[int]:
-    """Split a count into the sizes of its transactions."""
-    while count > 0:
-        yield min(count, BATCH)
-        count -= BATCH
-
-
-def growing(moments: Iterable[int], last: int) -> Iterator[int]:
-    """Yield moments, each moved to at least a microsecond after the one before it."""
-    for moment in moments:
-        last = max(moment, last + 1)
-        yield last
-
-
-def newest_ticket(db: sqlite3.Connection) -> tuple[int, int]:
-    """Return id and time (microseconds) of the newest ticket, or 0 and NEVER."""
-    row = find_newest_ticket(db)
-    return (row["id"], parse_time(row["created_at"])) if row else (0, NEVER)
-
-
-def last_closing(db: sqlite3.Connection) -> int:
-    """Return when a ticket was closed last, in microseconds, or NEVER."""
-    closed_at = find_last_closed_at(db)
-    return parse_time(closed_at) if closed_at else NEVER
-
-
-def cut_wait(seconds: int) -> int:
-    """Cut a wait in seconds to its first two digits, as the counters by the hour have it: 12,345 is 12,000."""
-    return seconds if seconds < 100 else seconds - seconds % wait_width(seconds)
-
-
-def wait_width(seconds: int) -> int:
-    """Return how many different waits are cut to the same as this one."""
-    return int(10 ** max(0, len(str(seconds)) - 2))
-
-
-def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
-    """Bring the pool of customers up to a size."""
-    words = load_words()
-    have = find_last_user_id(db, FIRST_OWNER_ID) or 0
-    rows = []
-    for number in range(have + 1, wanted + 1):
-        name, email = compose_customer(words, seed, number)
-        while find_user_by_email(db, email):  # a token's owner, or a customer that another seed made, has it
-            email = email.replace("@", f".{number}@")
-        rows.append((number, name, email, format_time(now)))
-    insert_users(db, rows)
-
-
-def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Sequence[tuple[int, int | None]]) -> None:
-    """Insert one batch, given as (created, closed or None) in microseconds, with its customers and counters."""
-    words = load_words()
-    composed = [compose_ticket(words, seed, ticket_id) for ticket_id in range(first_id, first_id + len(moments))]
-    add_customers(db, seed, customer_pool(first_id + len(moments) - 1), moments[0][0])
-    per_user = Counter(user_id for user_id, _, _ in composed)
-    authors = {user_id: (written, name, email) for user_id, name, email, written in list_authors(db, per_user)}
-    already_closed = closed_number = count_tickets(db, CLOSED)
-    arrivals: Counter[str] = Counter()
-    closings: Counter[tuple[str, int]] = Counter()
-    rows: list[tuple[Any, ...]] = []
-    for ticket_id, ((user_id, subject, content), (created, closed)) in enumerate(zip(composed, moments, strict=True), first_id):
-        written, name, email = authors[user_id]
-        authors[user_id] = (written + 1, name, email)
-        created_at = format_time(created)
-        arrivals[created_at[:13]] += 1
-        end: tuple[Any, ...] = (OPEN, created_at, created_at, None, None)
-        if closed is not None:
-            closed_number, closed_at = closed_number + 1, format_time(closed)
-            closings[closed_at[:13], cut_wait(closed // MICROSECONDS - created // MICROSECONDS)] += 1
-            end = (CLOSED, created_at, closed_at, closed_at, closed_number)
-        rows.append((ticket_id, user_id, written + 1, name, email, subject, content, *end))
-    insert_tickets(db, rows)
-    add_user_tickets(db, [(more, user_id) for user_id, more in per_user.items()])
-    add_arrivals(db, arrivals.items())
-    add_closings(db, [(*place, more) for place, more in closings.items()])
-    add_ticket_count(db, CLOSED, closed_number - already_closed)
-    add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
-
-
-Report = Callable[[int], object]  # takes how many tickets are done, after each batch
-
-
-def say_nothing(done: int) -> None:
-    """Report to nobody."""
-
-
-def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, report: Report = say_nothing) -> int:
-    """Add open tickets of this moment, in batches that are committed one by one; return how many."""
-    done = 0
-    for size in batches(count):
-        with transaction(db):
-            last_id, last_created = newest_ticket(db)
-            moments = [(moment, None) for moment in growing([now] * size, last_created)]
-            add_tickets(db, seed, last_id + 1, moments)
-        done += size
-        report(done)
-    return done
-
-
-def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
-    """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
-    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments)
-
-
-def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
-    """Close open tickets, given as (id, created_at), at moments that are moved on where they do not grow; return their ids."""
-    closings: list[tuple[str, int, int]] = []
-    waits: Counter[tuple[str, int]] = Counter()
-    last = last_closing(db)
-    for number, ((ticket_id, created_at), moment) in enumerate(
-        zip(tickets, moments, strict=False), count_tickets(db, CLOSED) + 1
-    ):
-        last = max(moment, last + 1)
-        closed_at = format_time(last)
-        if closed_at <= created_at:  # made in one go, a million tickets reach a second into the future
-            last = parse_time(created_at) + 1
-            closed_at = format_time(last)
-        closings.append((closed_at, number, ticket_id))
-        waits[closed_at[:13], cut_wait(last // MICROSECONDS - parse_second(created_at))] += 1
-    close_tickets(db, closings)
-    add_closings(db, [(*place, more) for place, more in waits.items()])
-    add_ticket_count(db, OPEN, -len(closings))
-    add_ticket_count(db, CLOSED, len(closings))
-    return [ticket_id for _, _, ticket_id in closings]
-
-
-def process_tickets(db: sqlite3.Connection, count: int, now: int, report: Report = say_nothing) -> list[int]:
-    """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
-    closed: list[int] = []
-    for size in batches(count):
-        with transaction(db):
-            ids = close_oldest(db, [now] * size)
-        closed += ids
-        report(len(closed))
-        if len(ids) < size:
-            break
-    return closed
-
-
-# History: tickets of the past, with the rhythm of a week ------------------------------------------
 
 # How busy the hours of a day (UTC) and the days of a week (Monday first) are: when people write, and when they are answered.
 WRITING = (
     (4, 3, 2, 2, 2, 3, 6, 12, 22, 32, 36, 36, 32, 34, 36, 35, 32, 27, 22, 18, 15, 12, 9, 6),
     (32, 32, 31, 30, 28, 13, 11),
 )
+
+
 WORKING = (
     (1, 1, 1, 1, 1, 1, 4, 16, 50, 60, 60, 60, 45, 55, 60, 60, 60, 40, 14, 6, 3, 2, 1, 1),
     (10, 10, 10, 10, 9, 3, 2),
@@ -2216,6 +1781,178 @@ def plan_history(start: int, now: int, seed: int) -> History:
     return History(arrivals, work, min(working_day, work.total * 3 // 100))
 
 
+# ======================================================================================================================
+# Room 5. Clocks: the real clocks, which the edges read and hand down as `now`. Touches time.
+# ======================================================================================================================
+
+
+def wall_microseconds() -> int:
+    """Read the wall clock: microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The two clocks of the edges: `wall` for what is written down, `monotonic` (seconds) for intervals and buckets."""
+
+    wall: Callable[[], int] = wall_microseconds
+    monotonic: Callable[[], float] = time.monotonic
+
+
+# ======================================================================================================================
+# Room 6. Desk: all that changes a desk: generate and process, now or in the past. Opens transactions.
+# ======================================================================================================================
+
+BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
+
+Report = Callable[[int], object]  # takes how many tickets are done, after each batch
+
+
+def say_nothing(done: int) -> None:
+    """Report to nobody."""
+
+
+def batches(count: int) -> Iterator[int]:
+    """Split a count into the sizes of its transactions."""
+    while count > 0:
+        yield min(count, BATCH)
+        count -= BATCH
+
+
+def growing(moments: Iterable[int], last: int) -> Iterator[int]:
+    """Yield moments, each moved to at least a microsecond after the one before it."""
+    for moment in moments:
+        last = max(moment, last + 1)
+        yield last
+
+
+def newest_ticket(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return id and time (microseconds) of the newest ticket, or 0 and NEVER."""
+    row = find_newest_ticket(db)
+    return (row["id"], parse_time(row["created_at"])) if row else (0, NEVER)
+
+
+def last_closing(db: sqlite3.Connection) -> int:
+    """Return when a ticket was closed last, in microseconds, or NEVER."""
+    closed_at = find_last_closed_at(db)
+    return parse_time(closed_at) if closed_at else NEVER
+
+
+def cut_wait(seconds: int) -> int:
+    """Cut a wait in seconds to its first two digits, as the counters by the hour have it: 12,345 is 12,000."""
+    return seconds if seconds < 100 else seconds - seconds % wait_width(seconds)
+
+
+def wait_width(seconds: int) -> int:
+    """Return how many different waits are cut to the same as this one."""
+    return int(10 ** max(0, len(str(seconds)) - 2))
+
+
+# Generate -----------------------------------------------------------------------------------------
+
+
+def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
+    """Bring the pool of customers up to a size."""
+    words = load_words()
+    have = find_last_user_id(db, FIRST_OWNER_ID) or 0
+    rows = []
+    for number in range(have + 1, wanted + 1):
+        name, email = compose_customer(words, seed, number)
+        while find_user_by_email(db, email):  # a token's owner, or a customer that another seed made, has it
+            email = email.replace("@", f".{number}@")
+        rows.append((number, name, email, format_time(now)))
+    insert_users(db, rows)
+
+
+def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Sequence[tuple[int, int | None]]) -> None:
+    """Insert one batch, given as (created, closed or None) in microseconds, with its customers and counters."""
+    words = load_words()
+    composed = [compose_ticket(words, seed, ticket_id) for ticket_id in range(first_id, first_id + len(moments))]
+    add_customers(db, seed, customer_pool(first_id + len(moments) - 1), moments[0][0])
+    per_user = Counter(user_id for user_id, _, _ in composed)
+    authors = {user_id: (written, name, email) for user_id, name, email, written in list_authors(db, per_user)}
+    already_closed = closed_number = count_tickets(db, CLOSED)
+    arrivals: Counter[str] = Counter()
+    closings: Counter[tuple[str, int]] = Counter()
+    rows: list[tuple[Any, ...]] = []
+    for ticket_id, ((user_id, subject, content), (created, closed)) in enumerate(zip(composed, moments, strict=True), first_id):
+        written, name, email = authors[user_id]
+        authors[user_id] = (written + 1, name, email)
+        created_at = format_time(created)
+        arrivals[created_at[:13]] += 1
+        end: tuple[Any, ...] = (OPEN, created_at, created_at, None, None)
+        if closed is not None:
+            closed_number, closed_at = closed_number + 1, format_time(closed)
+            closings[closed_at[:13], cut_wait(closed // MICROSECONDS - created // MICROSECONDS)] += 1
+            end = (CLOSED, created_at, closed_at, closed_at, closed_number)
+        rows.append((ticket_id, user_id, written + 1, name, email, subject, content, *end))
+    insert_tickets(db, rows)
+    add_user_tickets(db, [(more, user_id) for user_id, more in per_user.items()])
+    add_arrivals(db, arrivals.items())
+    add_closings(db, [(*place, more) for place, more in closings.items()])
+    add_ticket_count(db, CLOSED, closed_number - already_closed)
+    add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
+
+
+def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, report: Report = say_nothing) -> int:
+    """Add open tickets of this moment, in batches that are committed one by one; return how many."""
+    done = 0
+    for size in batches(count):
+        with transaction(db):
+            last_id, last_created = newest_ticket(db)
+            moments = [(moment, None) for moment in growing([now] * size, last_created)]
+            add_tickets(db, seed, last_id + 1, moments)
+        done += size
+        report(done)
+    return done
+
+
+# Process ------------------------------------------------------------------------------------------
+
+
+def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
+    """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
+    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments)
+
+
+def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
+    """Close open tickets, given as (id, created_at), at moments that are moved on where they do not grow; return their ids."""
+    closings: list[tuple[str, int, int]] = []
+    waits: Counter[tuple[str, int]] = Counter()
+    last = last_closing(db)
+    for number, ((ticket_id, created_at), moment) in enumerate(
+        zip(tickets, moments, strict=False), count_tickets(db, CLOSED) + 1
+    ):
+        last = max(moment, last + 1)
+        closed_at = format_time(last)
+        if closed_at <= created_at:  # made in one go, a million tickets reach a second into the future
+            last = parse_time(created_at) + 1
+            closed_at = format_time(last)
+        closings.append((closed_at, number, ticket_id))
+        waits[closed_at[:13], cut_wait(last // MICROSECONDS - parse_second(created_at))] += 1
+    close_tickets(db, closings)
+    add_closings(db, [(*place, more) for place, more in waits.items()])
+    add_ticket_count(db, OPEN, -len(closings))
+    add_ticket_count(db, CLOSED, len(closings))
+    return [ticket_id for _, _, ticket_id in closings]
+
+
+def process_tickets(db: sqlite3.Connection, count: int, now: int, report: Report = say_nothing) -> list[int]:
+    """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
+    closed: list[int] = []
+    for size in batches(count):
+        with transaction(db):
+            ids = close_oldest(db, [now] * size)
+        closed += ids
+        report(len(closed))
+        if len(ids) < size:
+            break
+    return closed
+
+
+# A history ----------------------------------------------------------------------------------------
+
+
 def generate_history(
     db: sqlite3.Connection, count: int, since: int, now: int, seed: int, report: Report = say_nothing
 ) -> tuple[int, int]:
@@ -2270,9 +2007,498 @@ def add_history_batch(
     return arrivals[-1], len(closings)
 
 
-# Tokens ------------------------------------------------------------------------------------------
+# ======================================================================================================================
+# Room 7. Lists: all that reads a desk as JSON: pages, cursors, resources, figures, series. Uses queries, in snapshots.
+# ======================================================================================================================
 
+PER_PAGE, MAX_PER_PAGE = 50, 200
+MAX_PAGE = 10**15  # far past the end of any desk; keeps OFFSET inside SQLite's 64 bits
+BUCKETS_BACK = {"hour": (HOUR, 100 * 24), "day": (DAY, 3653)}  # of the series: seconds of one, and how many there may be
+MAX_CACHED_BYTES = 1024 * 1024  # of answers, for each thread: some 36 pages; 4 MB made pages not asked for before 10 % dearer
+
+
+# What each thread holds and remembers -------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """The bytes of an answer and their strong ETag (RFC 9110, section 8.8.3)."""
+
+    body: bytes
+    etag: str
+
+
+def make_answer(body: bytes) -> Answer:
+    """Return bytes with their ETag, which follows from them."""
+    return Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
+class Reader:
+    """One thread's read-only connection, and what it remembers of the desk while the desk stays as it is.
+
+    SQLite tells whether any other connection, of this process or another, has committed since it was asked last. That costs
+    2 microseconds, where a page of 50 tickets costs 200.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the connection."""
+        self.db = connect_reader(path)
+        self.tokens: dict[str, Token] = {}  # by SHA-256
+        self.answers: OrderedDict[tuple[str, ...], Answer] = OrderedDict()
+        self._bytes = 0
+        self._version = -1
+
+    def refresh(self) -> None:
+        """Forget everything if the desk has changed. Called at the start of a request."""
+        version = get_data_version(self.db)
+        if version != self._version:
+            self._version = version
+            self.tokens.clear()
+            self.answers.clear()
+            self._bytes = 0
+
+    def remember(self, key: tuple[str, ...], answer: Answer) -> None:
+        """Keep an answer; beyond MAX_CACHED_BYTES the least recently used ones go."""
+        self.answers[key] = answer
+        self._bytes += cached_bytes(key, answer)
+        while self._bytes > MAX_CACHED_BYTES:
+            self._bytes -= cached_bytes(*self.answers.popitem(last=False))
+
+
+def cached_bytes(key: tuple[str, ...], answer: Answer) -> int:
+    """Return about how much memory an answer takes, with its key, which a client may make long, and the objects around them."""
+    return len(answer.body) + sum(map(len, key)) + 1000
+
+
+class Readers:
+    """A Reader for each thread that asks: opening one costs as much as a small request."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the file; nothing is opened yet."""
+        self.path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: list[Reader] = []
+
+    def get(self) -> Reader:
+        """Return this thread's reader."""
+        reader: Reader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = Reader(self.path)
+            with self._lock:
+                self._open.append(reader)
+        return reader
+
+    def close(self) -> None:
+        """Close the connections of all threads, which must have ended."""
+        with self._lock:
+            for reader in self._open:
+                reader.db.close()
+            self._open.clear()
+
+
+# What is asked for --------------------------------------------------------------------------------
+
+
+class Cursor(NamedTuple):
+    """A place in a list: next to the ticket with a key, on the side that `forward` says."""
+
+    key: int
+    forward: bool
+
+
+class ListRequest(NamedTuple):
+    """Which part of a list is asked for, and under which URL."""
+
+    url: str  # of the list, without the query
+    page: int
+    per_page: int
+    keep_per_page: bool  # the client gave it, so links carry it on
+    by_cursor: bool = False
+    cursor: Cursor | None = None  # None: from the start
+    has_cursors: bool = True  # the list can be walked by cursor
+
+
+class Slice(NamedTuple):
+    """A part of a list: its tickets, the keys of the first and the last, and whether the list goes on on either side."""
+
+    tickets: Tickets
+    first: int
+    last: int
+    before: bool
+    after: bool
+
+
+def read_positive(query: Mapping[str, str], name: str, default: int, highest: int, errors: dict[str, list[str]]) -> int:
+    """Read a number of a query, moved to the nearest from 1 to `highest`; notes the error where it is none."""
+    text = query.get(name, "")
+    number = whole_number(text) if text else default
+    if number is None:
+        errors[name] = [f"The {name.replace('_', ' ')} field must be an integer."]
+        return default
+    return max(1, min(number, highest))
+
+
+def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
+    """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
+    errors: dict[str, list[str]] = {}
+    page = read_positive(query, "page", 1, MAX_PAGE, errors)
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
+    text = query.get("cursor", "")
+    cursor = decode_cursor(text, url) if text else None
+    if text and not cursor:
+        errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    if "cursor" in query and not has_cursors:
+        errors["cursor"] = ["The cursor field is not supported by this list; use page."]
+    if errors:
+        raise InvalidFields(errors)
+    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor, has_cursors)
+
+
+def cursor_check(payload: str, url: str) -> str:
+    """Return what ties a cursor to its list: twelve hexadecimal digits of a hash over both."""
+    _, _, path = url.partition("://")
+    return hashlib.sha256(f"{path.partition('/')[2]} {payload}".encode()).hexdigest()[:12]
+
+
+def encode_cursor(cursor: Cursor, url: str) -> str:
+    """Write a cursor as text that says nothing to clients and fits a URL."""
+    payload = f"{'n' if cursor.forward else 'p'}{cursor.key}"
+    return base64.urlsafe_b64encode(f"{payload}.{cursor_check(payload, url)}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, url: str) -> Cursor | None:
+    """Return the cursor in a text, or None when it is not to the letter one that `encode_cursor` wrote for this list."""
+    try:
+        payload = base64.b64decode(text + "=" * (-len(text) % 4), b"-_").decode("ascii").partition(".")[0]
+    except ValueError:
+        return None
+    if not re.fullmatch(r"[np][0-9]{1,18}", payload):
+        return None
+    cursor = Cursor(int(payload[1:]), payload[0] == "n")
+    return cursor if encode_cursor(cursor, url) == text else None
+
+
+# Envelopes ----------------------------------------------------------------------------------------
+
+
+def page_window(page: int, last: int) -> list[int | None]:
+    """Return the pages that Laravel's paginator links to; None stands for "..."."""
+    if last < 14:
+        return [*range(1, last + 1)]
+    if page <= 7:
+        return [*range(1, 11), None, last - 1, last]
+    if page > last - 7:
+        return [1, 2, None, *range(last - 9, last + 1)]
+    return [1, 2, None, *range(page - 3, page + 4), None, last - 1, last]
+
+
+GAP_LINK = '{"url":null,"label":"...","active":false}'
+
+
+def page_json(asked: ListRequest, total: int, part: Slice) -> str:
+    """Write `links` and `meta` of a page as Laravel's paginated resources have them, key by key; ours come last.
+
+    A template, as `meta.links` has up to 15 entries: json.dumps of the same takes four times as long.
+    """
+    page, per_page, count = asked.page, asked.per_page, part.tickets.size
+    path, last = quote(asked.url), max(1, -(-total // per_page))
+    start, end = f"{path[:-1]}?page=", f'&per_page={per_page}"' if asked.keep_per_page else '"'
+    previous = ("null", "null") if page == 1 else (f"{start}{page - 1}{end}", page - 1)
+    following = ("null", "null") if page >= last else (f"{start}{page + 1}{end}", page + 1)
+    window = [
+        f'{{"url":{start}{n}{end},"label":"{n}","page":{n},"active":{"true" if n == page else "false"}}}' if n else GAP_LINK
+        for n in page_window(page, last)
+    ]
+    first_row = (page - 1) * per_page + 1 if count else None
+    cursor = f',"next_cursor":{compact(next_cursor(asked.url, part))}' if asked.has_cursors else ""
+    return (
+        f'"links":{{"first":{start}1{end},"last":{start}{last}{end},"prev":{previous[0]},"next":{following[0]}}},'
+        f'"meta":{{"current_page":{page},"from":{first_row or "null"},"last_page":{last},"links":['
+        f'{{"url":{previous[0]},"label":"&laquo; Previous","page":{previous[1]},"active":false}},{",".join(window)},'
+        f'{{"url":{following[0]},"label":"Next &raquo;","page":{following[1]},"active":false}}],'
+        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total}{cursor}}}'
+    )
+
+
+def cursor_page_json(asked: ListRequest, part: Slice) -> str:
+    """Write `links` and `meta` of a part of a list as Laravel's cursorPaginate has them."""
+    suffix = f"&per_page={asked.per_page}" if asked.keep_per_page else ""
+    previous, following = previous_cursor(asked.url, part), next_cursor(asked.url, part)
+    prev_url, next_url = (f"{asked.url}?cursor={text}{suffix}" if text else None for text in (previous, following))
+    links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
+    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
+    return compact({"links": links, "meta": meta})[1:-1]
+
+
+def next_cursor(url: str, part: Slice) -> str | None:
+    """Return the cursor to what lies after a part of a list, or None at the list's end."""
+    return encode_cursor(Cursor(part.last, True), url) if part.after else None
+
+
+def previous_cursor(url: str, part: Slice) -> str | None:
+    """Return the cursor to what lies before a part of a list, or None at the list's start."""
+    return encode_cursor(Cursor(part.first, False), url) if part.before else None
+
+
+def render_list(asked: ListRequest, total: int, part: Slice) -> bytes:
+    """Write a part of a list in its envelope, with page numbers or with cursors as it was asked for."""
+    envelope = cursor_page_json(asked, part) if asked.by_cursor else page_json(asked, total, part)
+    return b'{"data":[%b],%b}' % (part.tickets.json or b"", envelope.encode())
+
+
+# Lists --------------------------------------------------------------------------------------------
+
+NOTHING = Slice(Tickets(None, 0, 0, 0), 0, 0, False, False)
+
+
+def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
+    """Return a part of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
+    size, cursor = asked.per_page, asked.cursor
+    if cursor is None:
+        highest = total if asked.by_cursor else total - (asked.page - 1) * size
+    else:
+        highest = min(cursor.key - 1 if cursor.forward else cursor.key + size, total)
+    lowest = max(1, cursor.key + 1 if cursor and not cursor.forward else highest - size + 1)
+    if highest < lowest:
+        return NOTHING
+    return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
+
+
+def open_start(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> int | None:
+    """Return the id from which a part of the open tickets goes on, or None past the end.
+
+    First in, first out leaves no gaps between their ids, so that a page is a range of them. Once tickets were closed out of
+    order, the start of a page is found by walking the index from the oldest.
+    """
+    (total, first, last), cursor, offset = bounds, asked.cursor, (asked.page - 1) * asked.per_page
+    if cursor:
+        return cursor.key + 1 if cursor.forward else find_open_ticket_before(db, cursor.key, asked.per_page) or first
+    if asked.by_cursor:
+        return first
+    return first + offset if last - first + 1 == total else find_open_ticket(db, offset)
+
+
+def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
+    """Return a part of the open tickets, which are in the order of their ids."""
+    total, first, last = bounds
+    start = open_start(db, bounds, asked) if total else None
+    if start is None or start > last:
+        return NOTHING
+    end = asked.cursor.key - 1 if asked.cursor and not asked.cursor.forward else last
+    tickets = list_open_tickets(db, start, end, asked.per_page)
+    if not tickets.size:
+        return NOTHING
+    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
+
+
+def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a part of the open tickets, oldest first."""
+    with snapshot(db):
+        bounds = find_open_bounds(db)
+        part = open_slice(db, bounds, asked)
+    return render_list(asked, bounds[0], part)
+
+
+def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a part of the closed tickets, most recently closed first.
+
+    No snapshot is needed: the tickets numbered up to a total stay the same when others are closed meanwhile.
+    """
+    total = count_tickets(db, CLOSED)
+    return render_list(asked, total, numbered_slice(partial(list_closed_tickets, db), total, asked))
+
+
+def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) -> bytes:
+    """Return a part of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
+    user = find_user(db, user_id)
+    if user is None:
+        raise NotFound(f"There is no user with the id {user_id}.")
+    total = user["tickets_count"]
+    return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
+
+
+def customers_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
+    """Return a page of the customers, most tickets first. They are numbered without gaps, so the last id counts them."""
+    with snapshot(db):
+        total = find_last_user_id(db, FIRST_OWNER_ID) or 0
+        offset = (asked.page - 1) * asked.per_page
+        rows = list_customers(db, min(asked.per_page, total - offset), offset) if offset < total else []
+    customers = ",".join(compact(dict(row)) for row in rows).encode()
+    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), 0, 0, False, False))
+
+
+def ticket_resource(db: sqlite3.Connection, ticket_id: int) -> bytes:
+    """Return one ticket in its envelope; raises NotFound."""
+    ticket = find_ticket(db, ticket_id)
+    if ticket is None:
+        raise NotFound(f"There is no ticket with the id {ticket_id}.")
+    return b'{"data":%b}' % ticket
+
+
+def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
+    """Return one customer in an envelope; raises NotFound, also for the owner of a token, who is none."""
+    user = find_user(db, user_id) if user_id < FIRST_OWNER_ID else None
+    if user is None:
+        raise NotFound(f"There is no user with the id {user_id}.")
+    return to_json({"data": dict(user)})
+
+
+def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
+    _, first, last = find_open_bounds(db)
+    left = limit or MAX_ID
+    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
+        yield parse_tickets(page)
+        left -= page.size
+        first = page.highest + 1
+
+
+def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
+    total = count_tickets(db, CLOSED)
+    end = max(0, total - limit) if limit else 0
+    for highest in range(total, end, -MAX_PER_PAGE):
+        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
+
+
+def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
+    """Return the tickets of a part of a list as the API shows them."""
+    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
+    return tickets
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
+    """Return the figures of the desk, from counters and the ends of indexes."""
+    with snapshot(db):
+        waiting, closed = count_tickets(db, OPEN), count_tickets(db, CLOSED)
+        top_user, closed_at = find_top_user(db), find_last_closed_at(db)
+    return {
+        "total_tickets": waiting + closed,
+        "total_unprocessed_tickets": waiting,
+        "top_user": dict(top_user) if top_user else None,
+        "most_recent_processed_at": closed_at[:19].replace("T", " ") if closed_at else None,
+    }
+
+
+def desk_overview(db: sqlite3.Connection, now: int) -> dict[str, Any]:
+    """Return `desk_stats` and what a person asks next; ages are in seconds. It costs the same however large the desk is."""
+    hour_ago = format_time(now - HOUR * MICROSECONDS)
+    with snapshot(db):
+        stats, oldest, closed_at = desk_stats(db), list_oldest_open_tickets(db, 1), find_last_closed_at(db)
+        closed = stats["total_tickets"] - stats["total_unprocessed_tickets"]
+        opened_last_hour = count_since(partial(find_created_at, db), newest_ticket(db)[0], hour_ago)
+        closed_last_hour = count_since(partial(find_closed_at, db), closed, hour_ago)
+    opened_at = oldest[0]["created_at"] if oldest else None
+    return {
+        **stats,
+        "total_processed_tickets": closed,
+        "oldest_open_id": oldest[0]["id"] if oldest else None,
+        "oldest_open_at": opened_at,
+        "oldest_open_age": seconds_since(opened_at, now),
+        "last_closed_at": closed_at,
+        "last_closed_age": seconds_since(closed_at, now),
+        "opened_last_hour": opened_last_hour,
+        "closed_last_hour": closed_last_hour,
+    }
+
+
+def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> int:
+    """Return how many of the rows numbered from 1 to `last`, each younger than the one before, are from a time or later.
+
+    Some twenty look-ups tell; no row in between is read.
+    """
+    return last - bisect_left(range(1, last + 1), since, key=lambda number: time_of(number) or since)
+
+
+def seconds_since(time_text: str | None, now: int) -> int | None:
+    """Return how many seconds ago a time was; 0 for one to come, None for none."""
+    return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
+
+
+# Series: the desk by the hour or day --------------------------------------------------------------
+
+
+class SeriesRequest(NamedTuple):
+    """Which part of the past is asked for: buckets of so many seconds, from the one that begins at `start`, in seconds."""
+
+    bucket: str
+    step: int
+    start: int
+
+
+def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
+    """Read `since` and `bucket`; raises InvalidFields for what is neither and for what lies too far back."""
+    bucket, errors, since = query.get("bucket") or "hour", {}, now
+    if bucket not in BUCKETS_BACK:
+        errors["bucket"] = ["The bucket field must be hour or day."]
+    step, most = BUCKETS_BACK.get(bucket, BUCKETS_BACK["day"])
+    try:
+        since = read_moment(query.get("since") or "24h", now)
+    except ValueError:
+        errors["since"] = ["The since field must be a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z."]
+    start = since // MICROSECONDS // step * step
+    if since > now:
+        errors["since"] = ["The since field must not lie in the future."]
+    elif now // MICROSECONDS - start >= most * step:
+        errors["since"] = [f"The since field must not lie further back than {most} {bucket}s."]
+    if errors:
+        raise InvalidFields(errors)
+    return SeriesRequest(bucket, step, start)
+
+
+def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
+    """Return the wait in seconds that so many percent of tickets did not exceed (nearest rank), to two digits; None of none."""
+    rank = -(-sum(waits.values()) * percent // 100)
+    for wait in sorted(waits):
+        rank -= waits[wait]
+        if rank <= 0:
+            return wait + wait_width(wait) // 2
+    return None
+
+
+def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[str, Any]:
+    """Return how many tickets came, were closed and waited in each hour or day, and how long the closed ones had waited.
+
+    Nothing but the counters by the hour of that time is read. What is of later than now, as clocks may be set back, counts as
+    of now. The backlog is reckoned from today's, backwards.
+    """
+    since, last = format_second(asked.start)[:13], now // MICROSECONDS // asked.step * asked.step
+    with snapshot(db):
+        backlog, arrivals, closings = count_tickets(db, OPEN), list_arrivals(db, since), list_closings(db, since)
+        hour_ago = format_time(now - HOUR * MICROSECONDS)
+        closed_last_hour = count_since(partial(find_closed_at, db), count_tickets(db, CLOSED), hour_ago)
+    digits = 13 if asked.step == HOUR else 10  # of a time, that name its bucket
+    newest, opened, waits = format_second(last)[:digits], Counter[str](), defaultdict[str, Counter[int]](Counter)
+    for hour, tickets in arrivals:
+        opened[min(hour[:digits], newest)] += tickets
+    for hour, wait, tickets in closings:
+        waits[min(hour[:digits], newest)][wait] += tickets
+    points = []
+    for start in range(last, asked.start - 1, -asked.step):
+        key = format_second(start)[:digits]
+        closed, typical = waits[key].total(), [typical_wait(waits[key], percent) for percent in (50, 95)]
+        point = {"at": format_time(start * MICROSECONDS), "opened": opened[key], "closed": closed, "backlog": backlog}
+        points.append({**point, "wait_p50": typical[0], "wait_p95": typical[1]})
+        backlog += closed - opened[key]
+    meta = {"bucket": asked.bucket, "since": format_time(asked.start * MICROSECONDS), "closed_last_hour": closed_last_hour}
+    return {"data": points[::-1], "meta": meta}
+
+
+# ======================================================================================================================
+# Room 8. Keys and limits: tokens, and how many requests each may make. Opens transactions.
+# ======================================================================================================================
+
+TOKEN_PATTERN = re.compile(r"tkt_[0-9A-Za-z]{46}")
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+MAX_CACHED_TOKENS = 1000  # for each thread
+GUESSES_PER_MINUTE = 30  # failed authentications of one address, whatever --rate says
+BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
+
+
+# Tokens -------------------------------------------------------------------------------------------
 
 
 def token_checksum(body: str) -> str:
@@ -2373,7 +2599,7 @@ def prune_tokens(db: sqlite3.Connection, now: int) -> int:
         return delete_expired_tokens(db, format_time(now))
 
 
-# Limits ------------------------------------------------------------------------------------------
+# Limits -------------------------------------------------------------------------------------------
 
 
 class Limit(NamedTuple):
@@ -2434,435 +2660,23 @@ def address_key(address: str) -> str:
     return address
 
 
-# Pages -------------------------------------------------------------------------------------------
-
-
-class Cursor(NamedTuple):
-    """A place in a list: next to the ticket with a key, on the side that `forward` says."""
-
-    key: int
-    forward: bool
-
-
-class ListRequest(NamedTuple):
-    """Which part of a list is asked for, and under which URL."""
-
-    url: str  # of the list, without the query
-    page: int
-    per_page: int
-    keep_per_page: bool  # the client gave it, so links carry it on
-    by_cursor: bool = False
-    cursor: Cursor | None = None  # None: from the start
-    has_cursors: bool = True  # the list can be walked by cursor
-
-
-class Slice(NamedTuple):
-    """A part of a list: its tickets, the keys of the first and the last, and whether the list goes on on either side."""
-
-    tickets: Tickets
-    first: int
-    last: int
-    before: bool
-    after: bool
-
-
-compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps makes such an encoder each time
-quote = json.encoder.encode_basestring_ascii
-
-
-def to_json(value: Any) -> bytes:
-    """Write a value as compact JSON."""
-    return compact(value).encode()
-
-
-def read_positive(query: Mapping[str, str], name: str, default: int, highest: int, errors: dict[str, list[str]]) -> int:
-    """Read a number of a query, moved to the nearest from 1 to `highest`; notes the error where it is none."""
-    text = query.get(name, "")
-    number = whole_number(text) if text else default
-    if number is None:
-        errors[name] = [f"The {name.replace('_', ' ')} field must be an integer."]
-        return default
-    return max(1, min(number, highest))
-
-
-def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
-    """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
-    errors: dict[str, list[str]] = {}
-    page = read_positive(query, "page", 1, MAX_PAGE, errors)
-    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
-    text = query.get("cursor", "")
-    cursor = decode_cursor(text, url) if text else None
-    if text and not cursor:
-        errors["cursor"] = ["The cursor field must be a cursor of this list."]
-    if "cursor" in query and not has_cursors:
-        errors["cursor"] = ["The cursor field is not supported by this list; use page."]
-    if errors:
-        raise InvalidFields(errors)
-    return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor, has_cursors)
-
-
-def cursor_check(payload: str, url: str) -> str:
-    """Return what ties a cursor to its list: twelve hexadecimal digits of a hash over both."""
-    _, _, path = url.partition("://")
-    return hashlib.sha256(f"{path.partition('/')[2]} {payload}".encode()).hexdigest()[:12]
-
-
-def encode_cursor(cursor: Cursor, url: str) -> str:
-    """Write a cursor as text that says nothing to clients and fits a URL."""
-    payload = f"{'n' if cursor.forward else 'p'}{cursor.key}"
-    return base64.urlsafe_b64encode(f"{payload}.{cursor_check(payload, url)}".encode()).decode().rstrip("=")
-
-
-def decode_cursor(text: str, url: str) -> Cursor | None:
-    """Return the cursor in a text, or None when it is not to the letter one that `encode_cursor` wrote for this list."""
-    try:
-        payload = base64.b64decode(text + "=" * (-len(text) % 4), b"-_").decode("ascii").partition(".")[0]
-    except ValueError:
-        return None
-    if not re.fullmatch(r"[np][0-9]{1,18}", payload):
-        return None
-    cursor = Cursor(int(payload[1:]), payload[0] == "n")
-    return cursor if encode_cursor(cursor, url) == text else None
-
-
-def page_window(page: int, last: int) -> list[int | None]:
-    """Return the pages that Laravel's paginator links to; None stands for "..."."""
-    if last < 14:
-        return [*range(1, last + 1)]
-    if page <= 7:
-        return [*range(1, 11), None, last - 1, last]
-    if page > last - 7:
-        return [1, 2, None, *range(last - 9, last + 1)]
-    return [1, 2, None, *range(page - 3, page + 4), None, last - 1, last]
-
-
-GAP_LINK = '{"url":null,"label":"...","active":false}'
-
-
-def page_json(asked: ListRequest, total: int, part: Slice) -> str:
-    """Write `links` and `meta` of a page as Laravel's paginated resources have them, key by key; ours come last.
-
-    A template, as `meta.links` has up to 15 entries: json.dumps of the same takes four times as long.
-    """
-    page, per_page, count = asked.page, asked.per_page, part.tickets.size
-    path, last = quote(asked.url), max(1, -(-total // per_page))
-    start, end = f"{path[:-1]}?page=", f'&per_page={per_page}"' if asked.keep_per_page else '"'
-    previous = ("null", "null") if page == 1 else (f"{start}{page - 1}{end}", page - 1)
-    following = ("null", "null") if page >= last else (f"{start}{page + 1}{end}", page + 1)
-    window = [
-        f'{{"url":{start}{n}{end},"label":"{n}","page":{n},"active":{"true" if n == page else "false"}}}' if n else GAP_LINK
-        for n in page_window(page, last)
-    ]
-    first_row = (page - 1) * per_page + 1 if count else None
-    cursor = f',"next_cursor":{compact(next_cursor(asked.url, part))}' if asked.has_cursors else ""
-    return (
-        f'"links":{{"first":{start}1{end},"last":{start}{last}{end},"prev":{previous[0]},"next":{following[0]}}},'
-        f'"meta":{{"current_page":{page},"from":{first_row or "null"},"last_page":{last},"links":['
-        f'{{"url":{previous[0]},"label":"&laquo; Previous","page":{previous[1]},"active":false}},{",".join(window)},'
-        f'{{"url":{following[0]},"label":"Next &raquo;","page":{following[1]},"active":false}}],'
-        f'"path":{path},"per_page":{per_page},"to":{first_row + count - 1 if first_row else "null"},"total":{total}{cursor}}}'
-    )
-
-
-def cursor_page_json(asked: ListRequest, part: Slice) -> str:
-    """Write `links` and `meta` of a part of a list as Laravel's cursorPaginate has them."""
-    suffix = f"&per_page={asked.per_page}" if asked.keep_per_page else ""
-    previous, following = previous_cursor(asked.url, part), next_cursor(asked.url, part)
-    prev_url, next_url = (f"{asked.url}?cursor={text}{suffix}" if text else None for text in (previous, following))
-    links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
-    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
-    return compact({"links": links, "meta": meta})[1:-1]
-
-
-def next_cursor(url: str, part: Slice) -> str | None:
-    """Return the cursor to what lies after a part of a list, or None at the list's end."""
-    return encode_cursor(Cursor(part.last, True), url) if part.after else None
-
-
-def previous_cursor(url: str, part: Slice) -> str | None:
-    """Return the cursor to what lies before a part of a list, or None at the list's start."""
-    return encode_cursor(Cursor(part.first, False), url) if part.before else None
-
-
-def render_list(asked: ListRequest, total: int, part: Slice) -> bytes:
-    """Write a part of a list in its envelope, with page numbers or with cursors as it was asked for."""
-    envelope = cursor_page_json(asked, part) if asked.by_cursor else page_json(asked, total, part)
-    return b'{"data":[%b],%b}' % (part.tickets.json or b"", envelope.encode())
-
-
-NOTHING = Slice(Tickets(None, 0, 0, 0), 0, 0, False, False)
-
-
-def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
-    """Return a part of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
-    size, cursor = asked.per_page, asked.cursor
-    if cursor is None:
-        highest = total if asked.by_cursor else total - (asked.page - 1) * size
-    else:
-        highest = min(cursor.key - 1 if cursor.forward else cursor.key + size, total)
-    lowest = max(1, cursor.key + 1 if cursor and not cursor.forward else highest - size + 1)
-    if highest < lowest:
-        return NOTHING
-    return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
-
-
-def open_start(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> int | None:
-    """Return the id from which a part of the open tickets goes on, or None past the end.
-
-    First in, first out leaves no gaps between their ids, so that a page is a range of them. Once tickets were closed out of
-    order, the start of a page is found by walking the index from the oldest.
-    """
-    (total, first, last), cursor, offset = bounds, asked.cursor, (asked.page - 1) * asked.per_page
-    if cursor:
-        return cursor.key + 1 if cursor.forward else find_open_ticket_before(db, cursor.key, asked.per_page) or first
-    if asked.by_cursor:
-        return first
-    return first + offset if last - first + 1 == total else find_open_ticket(db, offset)
-
-
-def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
-    """Return a part of the open tickets, which are in the order of their ids."""
-    total, first, last = bounds
-    start = open_start(db, bounds, asked) if total else None
-    if start is None or start > last:
-        return NOTHING
-    end = asked.cursor.key - 1 if asked.cursor and not asked.cursor.forward else last
-    tickets = list_open_tickets(db, start, end, asked.per_page)
-    if not tickets.size:
-        return NOTHING
-    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
-
-
-def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
-    _, first, last = find_open_bounds(db)
-    left = limit or MAX_ID
-    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
-        yield parse_tickets(page)
-        left -= page.size
-        first = page.highest + 1
-
-
-def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
-    total = count_tickets(db, CLOSED)
-    end = max(0, total - limit) if limit else 0
-    for highest in range(total, end, -MAX_PER_PAGE):
-        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
-
-
-def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
-    """Return the tickets of a part of a list as the API shows them."""
-    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
-    return tickets
-
-
-def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
-    """Return a part of the open tickets, oldest first."""
-    with snapshot(db):
-        bounds = find_open_bounds(db)
-        part = open_slice(db, bounds, asked)
-    return render_list(asked, bounds[0], part)
-
-
-def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
-    """Return a part of the closed tickets, most recently closed first.
-
-    No snapshot is needed: the tickets numbered up to a total stay the same when others are closed meanwhile.
-    """
-    total = count_tickets(db, CLOSED)
-    return render_list(asked, total, numbered_slice(partial(list_closed_tickets, db), total, asked))
-
-
-def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) -> bytes:
-    """Return a part of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
-    user = find_user(db, user_id)
-    if user is None:
-        raise NotFound(f"There is no user with the id {user_id}.")
-    total = user["tickets_count"]
-    return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
-
-
-def ticket_resource(db: sqlite3.Connection, ticket_id: int) -> bytes:
-    """Return one ticket in its envelope; raises NotFound."""
-    ticket = find_ticket(db, ticket_id)
-    if ticket is None:
-        raise NotFound(f"There is no ticket with the id {ticket_id}.")
-    return b'{"data":%b}' % ticket
-
-
-def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
-    """Return one customer in an envelope; raises NotFound, also for the owner of a token, who is none."""
-    user = find_user(db, user_id) if user_id < FIRST_OWNER_ID else None
-    if user is None:
-        raise NotFound(f"There is no user with the id {user_id}.")
-    return to_json({"data": dict(user)})
-
-
-def customers_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
-    """Return a page of the customers, most tickets first. They are numbered without gaps, so the last id counts them."""
-    with snapshot(db):
-        total = find_last_user_id(db, FIRST_OWNER_ID) or 0
-        offset = (asked.page - 1) * asked.per_page
-        rows = list_customers(db, min(asked.per_page, total - offset), offset) if offset < total else []
-    customers = ",".join(compact(dict(row)) for row in rows).encode()
-    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), 0, 0, False, False))
-
-
-def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
-    """Return the figures of the desk, from counters and the ends of indexes."""
-    with snapshot(db):
-        waiting, closed = count_tickets(db, OPEN), count_tickets(db, CLOSED)
-        top_user, closed_at = find_top_user(db), find_last_closed_at(db)
-    return {
-        "total_tickets": waiting + closed,
-        "total_unprocessed_tickets": waiting,
-        "top_user": dict(top_user) if top_user else None,
-        "most_recent_processed_at": closed_at[:19].replace("T", " ") if closed_at else None,
-    }
-
-
-def desk_overview(db: sqlite3.Connection, now: int) -> dict[str, Any]:
-    """Return `desk_stats` and what a person asks next; ages are in seconds. It costs the same however large the desk is."""
-    hour_ago = format_time(now - HOUR * MICROSECONDS)
-    with snapshot(db):
-        stats, oldest, closed_at = desk_stats(db), list_oldest_open_tickets(db, 1), find_last_closed_at(db)
-        closed = stats["total_tickets"] - stats["total_unprocessed_tickets"]
-        opened_last_hour = count_since(partial(find_created_at, db), newest_ticket(db)[0], hour_ago)
-        closed_last_hour = count_since(partial(find_closed_at, db), closed, hour_ago)
-    opened_at = oldest[0]["created_at"] if oldest else None
-    return {
-        **stats,
-        "total_processed_tickets": closed,
-        "oldest_open_id": oldest[0]["id"] if oldest else None,
-        "oldest_open_at": opened_at,
-        "oldest_open_age": seconds_since(opened_at, now),
-        "last_closed_at": closed_at,
-        "last_closed_age": seconds_since(closed_at, now),
-        "opened_last_hour": opened_last_hour,
-        "closed_last_hour": closed_last_hour,
-    }
-
-
-def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> int:
-    """Return how many of the rows numbered from 1 to `last`, each younger than the one before, are from a time or later.
-
-    Some twenty look-ups tell; no row in between is read.
-    """
-    return last - bisect_left(range(1, last + 1), since, key=lambda number: time_of(number) or since)
-
-
-def seconds_since(time_text: str | None, now: int) -> int | None:
-    """Return how many seconds ago a time was; 0 for one to come, None for none."""
-    return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
-
-
-# Series: the desk by the hour or day ---------------------------------------------------------------
-
-
-class SeriesRequest(NamedTuple):
-    """Which part of the past is asked for: buckets of so many seconds, from the one that begins at `start`, in seconds."""
-
-    bucket: str
-    step: int
-    start: int
-
-
-def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
-    """Read `since` and `bucket`; raises InvalidFields for what is neither and for what lies too far back."""
-    bucket, errors, since = query.get("bucket") or "hour", {}, now
-    if bucket not in BUCKETS_BACK:
-        errors["bucket"] = ["The bucket field must be hour or day."]
-    step, most = BUCKETS_BACK.get(bucket, BUCKETS_BACK["day"])
-    try:
-        since = read_moment(query.get("since") or "24h", now)
-    except ValueError:
-        errors["since"] = ["The since field must be a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z."]
-    start = since // MICROSECONDS // step * step
-    if since > now:
-        errors["since"] = ["The since field must not lie in the future."]
-    elif now // MICROSECONDS - start >= most * step:
-        errors["since"] = [f"The since field must not lie further back than {most} {bucket}s."]
-    if errors:
-        raise InvalidFields(errors)
-    return SeriesRequest(bucket, step, start)
-
-
-def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
-    """Return the wait in seconds that so many percent of tickets did not exceed (nearest rank), to two digits; None of none."""
-    rank = -(-sum(waits.values()) * percent // 100)
-    for wait in sorted(waits):
-        rank -= waits[wait]
-        if rank <= 0:
-            return wait + wait_width(wait) // 2
-    return None
-
-
-def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[str, Any]:
-    """Return how many tickets came, were closed and waited in each hour or day, and how long the closed ones had waited.
-
-    Nothing but the counters by the hour of that time is read. What is of later than now, as clocks may be set back, counts as
-    of now. The backlog is reckoned from today's, backwards.
-    """
-    since, last = format_second(asked.start)[:13], now // MICROSECONDS // asked.step * asked.step
-    with snapshot(db):
-        backlog, arrivals, closings = count_tickets(db, OPEN), list_arrivals(db, since), list_closings(db, since)
-        hour_ago = format_time(now - HOUR * MICROSECONDS)
-        closed_last_hour = count_since(partial(find_closed_at, db), count_tickets(db, CLOSED), hour_ago)
-    digits = 13 if asked.step == HOUR else 10  # of a time, that name its bucket
-    newest, opened, waits = format_second(last)[:digits], Counter[str](), defaultdict[str, Counter[int]](Counter)
-    for hour, tickets in arrivals:
-        opened[min(hour[:digits], newest)] += tickets
-    for hour, wait, tickets in closings:
-        waits[min(hour[:digits], newest)][wait] += tickets
-    points = []
-    for start in range(last, asked.start - 1, -asked.step):
-        key = format_second(start)[:digits]
-        closed, typical = waits[key].total(), [typical_wait(waits[key], percent) for percent in (50, 95)]
-        point = {"at": format_time(start * MICROSECONDS), "opened": opened[key], "closed": closed, "backlog": backlog}
-        points.append({**point, "wait_p50": typical[0], "wait_p95": typical[1]})
-        backlog += closed - opened[key]
-    meta = {"bucket": asked.bucket, "since": format_time(asked.start * MICROSECONDS), "closed_last_hour": closed_last_hour}
-    return {"data": points[::-1], "meta": meta}
-
-
-@lru_cache(maxsize=1)
-def describe_api() -> bytes:
-    """Return openapi.json with the version that runs, which stands in this module alone."""
-    document = json.loads(read_resource("openapi.json"))
-    document["info"]["version"] = __version__
-    return to_json(document)
-
-
-class Page(NamedTuple):
-    """A page for people: its HTML, and the policy that goes with it."""
-
-    answer: Answer
-    policy: str
-
-
-@lru_cache(maxsize=2)
-def load_page(name: str) -> Page:
-    """Return a page shipped beside this module, with a Content-Security-Policy that names the hashes of its script and style.
-
-    Nothing else may run, and nothing but this server be asked (https://www.w3.org/TR/CSP3/). What the scripts of both pages
-    share, page.js, is put in first: the hashes are those of what is sent.
-    """
-    html = read_resource(name).replace("// include: page.js\n", read_resource("page.js"))
-    hashes = {tag: f"'sha256-{base64_sha256(inner)}'" for tag, inner in re.findall(r"(?s)<(script|style)>(.*?)</", html)}
-    policy = (
-        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    )
-    return Page(make_answer(html.encode()), policy)
-
-
-def base64_sha256(text: str) -> str:
-    """Return the SHA-256 of a text as policies name it."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-# Audit log ---------------------------------------------------------------------------------------
+# ======================================================================================================================
+# Room 9. Audit: what is written down of each request, redacted; reads it back and prunes it. Opens transactions.
+# ======================================================================================================================
+
+MAX_AUDIT_BYTES = 4096  # of a query or body
+MAX_AUDIT_USER_AGENT, MAX_AUDIT_PATH = 255, 1024  # in characters
+MAX_WAITING_AUDITS = 4000  # rows kept in memory while the log cannot be written: 2 MB as a rule, 24 MB at most
+AUDIT_WAIT_MS = 500  # how long requests wait, once, for a lock on the log
+AUDIT_PAGE = 200  # rows of the log in memory at a time, 9 KB each at most
+AUDIT_SPAN = 10_000  # ids that one statement reads through: 1 to 2 ms, 50 ms where every row is as large as can be
+AUDIT_SPANS = 5  # of those that one request reads through
+AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every row is as large as can be
+AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
+AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
+
+
+# Redaction ----------------------------------------------------------------------------------------
 
 SECRET_KEY = re.compile(r"authorization|token|password|secret|key|cookie", re.IGNORECASE)
 REDACTED = "[redacted]"
@@ -2918,6 +2732,9 @@ def parse_body(raw: bytes, content_type: str) -> Any:
         return json.loads(raw)
     except (ValueError, RecursionError):
         return {"unreadable": f"{len(raw)} bytes"} if raw else None
+
+
+# Writing ------------------------------------------------------------------------------------------
 
 
 class AuditLog:
@@ -3008,351 +2825,15 @@ class AuditLog:
             self._db.close()
 
 
-# Traffic: what a server counts of its requests, in memory ------------------------------------------
-
-
-class RouteTraffic:
-    """How the requests of one route were answered, and how long that took."""
-
-    __slots__ = ("buckets", "seconds", "slowest", "statuses")
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.statuses: defaultdict[int, int] = defaultdict(int)
-        self.buckets = [0] * (len(DURATIONS) + 1)  # requests of at most so many seconds, and of more than the last
-        self.seconds = 0.0
-        self.slowest = 0.0
-
-    def copy(self) -> RouteTraffic:
-        """Return what was counted until now."""
-        copy = RouteTraffic()
-        copy.statuses.update(self.statuses)
-        copy.buckets, copy.seconds, copy.slowest = self.buckets[:], self.seconds, self.slowest
-        return copy
-
-    @property
-    def requests(self) -> int:
-        """How many requests there were."""
-        return sum(self.buckets)
-
-    def quantile(self, share: float) -> float:
-        """Return the seconds that a share of the requests took at most, evenly spread within a bucket of the histogram."""
-        upto, bounds = list(accumulate(self.buckets)), (0.0, *DURATIONS, max(self.slowest, DURATIONS[-1]))
-        wanted = share * upto[-1]
-        number = bisect_left(upto, wanted)
-        part = 1 - (upto[number] - wanted) / self.buckets[number]
-        return min(bounds[number] + (bounds[number + 1] - bounds[number]) * part, self.slowest)
-
-
-class Traffic:
-    """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
-
-    Bounded by what there is of routes and statuses.
-    """
-
-    def __init__(self, now: int) -> None:
-        """Begin to count; `now` is microseconds."""
-        self.since = now
-        self._routes: dict[str, RouteTraffic] = {}
-        self._minutes: dict[int, defaultdict[int, int]] = {}  # by their number since 1970
-        self._refusals: defaultdict[int, int] = defaultdict(int)
-        self._lock = threading.Lock()
-
-    def count(self, route: str, status: int, now: int, seconds: float) -> None:
-        """Count a request that began at a time (microseconds) and took so many seconds. Costs 0.7 microseconds."""
-        minute = now // MINUTE_MICROSECONDS
-        with self._lock:
-            of_route = self._routes.get(route) or self._begin_route(route)
-            of_minute = self._minutes.get(minute) or self._begin_minute(minute)
-            of_minute[status] += 1
-            of_route.statuses[status] += 1
-            of_route.buckets[bisect_left(DURATIONS, seconds)] += 1
-            of_route.seconds += seconds
-            if seconds > of_route.slowest:
-                of_route.slowest = seconds
-
-    def _begin_route(self, route: str) -> RouteTraffic:
-        """Return the empty counters of a route."""
-        counters = self._routes[route] = RouteTraffic()
-        return counters
-
-    def _begin_minute(self, minute: int) -> defaultdict[int, int]:
-        """Return the empty counters of a minute; forget what is too old, and what a clock set back has made the future."""
-        kept = range(minute - TRAFFIC_MINUTES + 1, minute)
-        self._minutes = {number: counters for number, counters in self._minutes.items() if number in kept}
-        counters = self._minutes[minute] = defaultdict(int)
-        return counters
-
-    def refuse(self, status: int) -> None:
-        """Count a request that was refused before it had a route."""
-        with self._lock:
-            self._refusals[status] += 1
-
-    def routes(self) -> dict[str, RouteTraffic]:
-        """Return what was counted of each route, by name."""
-        with self._lock:
-            return {route: counters.copy() for route, counters in sorted(self._routes.items())}
-
-    def minutes(self, now: int) -> list[tuple[int, dict[int, int]]]:
-        """Return beginning (microseconds) and requests by status of each of the last minutes, the oldest first."""
-        last = now // MINUTE_MICROSECONDS
-        with self._lock:
-            found = {minute: dict(sorted(counters.items())) for minute, counters in self._minutes.items()}
-        numbers = range(last - TRAFFIC_MINUTES + 1, last + 1)
-        return [(minute * MINUTE_MICROSECONDS, found.get(minute, {})) for minute in numbers]
-
-    def refusals(self) -> dict[int, int]:
-        """Return how many requests were refused before they had a route, by status."""
-        with self._lock:
-            return dict(sorted(self._refusals.items()))
-
-
-SLOWEST_ROUTES, EMPTIEST_BUCKETS = 10, 10  # that a summary lists
-
-
-def milliseconds(seconds: float) -> float:
-    """Return seconds as milliseconds, to the microsecond."""
-    return round(seconds * 1000, 3)
-
-
-def route_resource(route: str, counters: RouteTraffic) -> dict[str, Any]:
-    """Return what a summary says of a route."""
-    return {
-        "route": route,
-        "requests": counters.requests,
-        "mean_ms": milliseconds(counters.seconds / counters.requests),
-        "p95_ms": milliseconds(counters.quantile(0.95)),
-        "max_ms": milliseconds(counters.slowest),
-    }
-
-
-def summarize_traffic(
-    traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket, now: int, tick: float
-) -> dict[str, Any]:
-    """Return the requests of the last minutes, the slowest routes and the emptiest buckets."""
-    found = traffic.routes()
-    routes = [route_resource(route, counters) for route, counters in found.items()]
-    minutes = [
-        {"at": format_time(at), "requests": sum(statuses.values()), "statuses": {str(key): n for key, n in statuses.items()}}
-        for at, statuses in traffic.minutes(now)
-    ]
-    of_users = users.emptiest(EMPTIEST_BUCKETS, tick) if users else []
-    limiter = {
-        "limit": users.size if users else None,
-        "window": MINUTE,
-        "refused": sum(counters.statuses.get(429, 0) for counters in found.values()),
-        "users": [{"user_id": user_id, "remaining": left} for user_id, left in of_users],
-        "addresses": [{"address": address, "remaining": left} for address, left in addresses.emptiest(EMPTIEST_BUCKETS, tick)],
-    }
-    slowest = sorted(routes, key=lambda route: -route["mean_ms"])[:SLOWEST_ROUTES]
-    return {"since": format_time(traffic.since), "minutes": minutes, "routes": slowest, "limiter": limiter}
-
-
-# Schedule: what a server tells of its jobs ---------------------------------------------------------
-
-
-class JobRuns(NamedTuple):
-    """How the runs of a job went. Replaced as a whole, so that another thread never sees half of a run."""
-
-    runs: int = 0
-    failures: int = 0  # among them
-    last_at: int | None = None  # microseconds
-    last_status: str | None = None  # "ok" or "failed"
-    last_result: Mapping[str, Any] | None = None
-    lateness: float = 0.0  # seconds from when the last run was due to when it began
-
-
-@dataclass
-class JobRecord:
-    """A job as the rest of a server knows it; it is counted from the epoch, so that every minute is on the minute."""
-
-    name: str
-    every: int  # seconds
-    next_at: int | None = field(default=None, kw_only=True)  # microseconds; None before the first round
-    past: JobRuns = field(default=JobRuns(), kw_only=True)
-
-    def boundary_after(self, moment: int) -> int:
-        """Return the first boundary after a moment."""
-        step = self.every * MICROSECONDS
-        return (moment // step + 1) * step
-
-
-class Schedule:
-    """The jobs of a server, and when something last looked whether one is due."""
-
-    def __init__(self, jobs: Sequence[JobRecord], heartbeat: float) -> None:
-        """Take the jobs; `heartbeat` is monotonic seconds."""
-        self.jobs = jobs
-        self.heartbeat = heartbeat
-
-    def alive(self, now: float) -> bool:
-        """Tell whether the scheduler has gone round within the last half minute; true when it has nothing to do."""
-        return not self.jobs or now - self.heartbeat < HEARTBEAT_SECONDS
-
-
-def job_resource(job: JobRecord, now: int) -> dict[str, Any]:
-    """Return what the API says of a job; one that is to run at once is due now."""
-    past, next_at = job.past, job.boundary_after(now) if job.next_at is None else job.next_at
-    return {
-        "name": job.name,
-        "every": job.every,
-        "next_at": format_time(now if next_at == NEVER else next_at),
-        "last_at": None if past.last_at is None else format_time(past.last_at),
-        "last_status": past.last_status,
-        "last_result": past.last_result,
-        "runs": past.runs,
-        "failures": past.failures,
-        "lateness": round(past.lateness, 3),
-    }
-
-
-# Metrics: the same and more in the text format of Prometheus ----------------------------------------
-
-
-class Metric(NamedTuple):
-    """One metric: its name and kind, what it tells, and its samples as (rest of the name, labels, value)."""
-
-    name: str
-    kind: str
-    help: str
-    samples: Sequence[tuple[str, dict[str, str], float]]
-
-
-def write_metrics(metrics: Iterable[Metric]) -> bytes:
-    """Write metrics in the text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
-    lines = []
-    for metric in metrics:
-        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-        for suffix, labels, value in metric.samples:
-            written = ",".join(f"{name}={quote(text)}" for name, text in labels.items())
-            lines.append(f"{metric.name}{suffix}{{{written}}} {value!r}" if written else f"{metric.name}{suffix} {value!r}")
-    return "\n".join([*lines, ""]).encode()
-
-
-def process_metrics(traffic: Traffic) -> list[Metric]:
-    """Return which program runs, and since when."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    labels = {"version": __version__, "python": python, "sqlite": sqlite3.sqlite_version}
-    started = traffic.since / MICROSECONDS
-    return [
-        Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [("", labels, 1)]),
-        Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", [("", {}, started)]),
-    ]
-
-
-def histogram_samples(route: str, counters: RouteTraffic) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield the samples of a route's histogram."""
-    bounds = [*map(repr, DURATIONS), "+Inf"]
-    for bound, requests in zip(bounds, accumulate(counters.buckets), strict=True):
-        yield "_bucket", {"route": route, "le": bound}, requests
-    yield "_sum", {"route": route}, counters.seconds
-    yield "_count", {"route": route}, counters.requests
-
-
-def request_metrics(traffic: Traffic) -> list[Metric]:
-    """Return the requests by route and status, their durations, and what the parser refused."""
-    routes = traffic.routes()
-    requests = [
-        ("", {"route": route, "status": str(status)}, count)
-        for route, counters in routes.items()
-        for status, count in sorted(counters.statuses.items())
-    ]
-    durations = [sample for route, counters in routes.items() for sample in histogram_samples(route, counters)]
-    refusals = [("", {"status": str(status)}, count) for status, count in traffic.refusals().items()]
-    prefix = "ticketapi_http"
-    return [
-        Metric(f"{prefix}_requests_total", "counter", "Requests answered; route is none where none matched.", requests),
-        Metric(f"{prefix}_request_duration_seconds", "histogram", "Time from a whole request to its answer.", durations),
-        Metric(f"{prefix}_refusals_total", "counter", "Requests that the parser refused, which have no route.", refusals),
-    ]
-
-
-def desk_metrics(readers: Readers) -> list[Metric]:
-    """Return the tickets by status; without samples while the desk cannot be read, which must not hide the rest."""
-    counts: dict[int, int] = {}
-    with suppress(*SQLITE_FAILURES):
-        counts = list_ticket_counts(readers.get().db)
-    names = {OPEN: "open", CLOSED: "closed"}
-    samples = [("", {"status": names[status]}, count) for status, count in counts.items() if status in names]
-    return [Metric("ticketapi_tickets", "gauge", "Tickets on the desk.", samples)]
-
-
-def audit_metrics(audit: AuditLog) -> list[Metric]:
-    """Return how the audit log fares."""
-    prefix = "ticketapi_audit"
-    return [
-        Metric(
-            f"{prefix}_failures_total", "counter", "Times that the audit log could not be written.", [("", {}, audit.failures)]
-        ),
-        Metric(f"{prefix}_rows_waiting", "gauge", "Rows of the audit log not written yet.", [("", {}, audit.waiting)]),
-        Metric(f"{prefix}_rows_lost_total", "counter", "Rows of the audit log given up.", [("", {}, audit.lost)]),
-    ]
-
-
-def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
-    """Return how the scheduler and its jobs fare."""
-    pasts = [({"job": job.name}, job.past) for job in schedule.jobs]
-    ran = [(labels, past) for labels, past in pasts if past.last_at is not None]
-    runs = [
-        ("", {**labels, "result": result}, count)
-        for labels, past in pasts
-        for result, count in (("ok", past.runs - past.failures), ("failed", past.failures))
-    ]
-    times = [("", labels, (past.last_at or 0) / MICROSECONDS) for labels, past in ran]
-    late = [("", labels, past.lateness) for labels, past in ran]
-    prefix = "ticketapi_scheduler"
-    return [
-        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", [("", {}, int(schedule.alive(tick)))]),
-        Metric(f"{prefix}_runs_total", "counter", "Runs of scheduled jobs.", runs),
-        Metric(f"{prefix}_last_run_timestamp_seconds", "gauge", "When a job last ran, in Unix time.", times),
-        Metric(f"{prefix}_lateness_seconds", "gauge", "How long after it was due a job last ran.", late),
-    ]
-
-
-def wal_metrics(settings: Settings) -> list[Metric]:
-    """Return how long the write-ahead logs of both files are."""
-    samples: list[tuple[str, dict[str, str], float]] = []
-    for part, path in (("desk", settings.db), ("audit", settings.audit_db)):
-        wal, size = sidecars(Path(os.path.realpath(path)))[0], 0
-        with suppress(OSError):
-            size = wal.stat().st_size
-        samples.append(("", {"file": part}, size))
-    return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
-
-
-# Readiness ---------------------------------------------------------------------------------------
-
-
-class Readiness:
-    """Whether the desk can be read and its disk written. Anybody may ask, so it looks once a second at most."""
-
-    def __init__(self, path: Path) -> None:
-        """Take the desk's file."""
-        self.path = path
-        self._looked_at = -math.inf
-        self._reason: str | None = None
-
-    def reason_not(self, readers: Readers, now: float) -> str | None:
-        """Return why the desk is not ready, or None; `now` is monotonic seconds."""
-        if now - self._looked_at >= 1:
-            self._looked_at, self._reason = now, self._look(readers)
-        return self._reason
-
-    def _look(self, readers: Readers) -> str | None:
-        """Read a ticket and write a file beside the desk."""
-        try:
-            find_newest_ticket(readers.get().db)
-            probe_disk(self.path)
-        except SQLITE_FAILURES as error:
-            log.warning("not ready: %s", explain_sqlite_error(error, self.path))
-            return "The database does not answer."
-        except OSError as error:
-            log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
-            return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
-        return None
-
-
-MAX_ID = 2**63 - 1
+# Reading it back ----------------------------------------------------------------------------------
+
+
+def make_audit_filter(
+    user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
+) -> AuditFilter:
+    """Return which rows of the log are wanted, where None, 0 and nothing mean all; `since` is microseconds."""
+    statuses = status or range(1000)
+    return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", format_time(since) if since else "")
 
 
 def newest_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int = 0) -> Iterator[list[sqlite3.Row]]:
@@ -3410,12 +2891,7 @@ def audit_resource(row: sqlite3.Row) -> dict[str, Any]:
     return {**dict(row), "query": read_payload(row["query"]), "request_body": read_payload(row["request_body"])}
 
 
-def make_audit_filter(
-    user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
-) -> AuditFilter:
-    """Return which rows of the log are wanted, where None, 0 and nothing mean all; `since` is microseconds."""
-    statuses = status or range(1000)
-    return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", format_time(since) if since else "")
+# Pages of it over HTTP ----------------------------------------------------------------------------
 
 
 def read_part(text: str) -> str:
@@ -3541,6 +3017,9 @@ def audits_page(desk: sqlite3.Connection, audit_log: Path, asked: AuditRequest, 
     return to_json({"data": [audit_resource(row) for row in part.rows], "links": links, "meta": meta})
 
 
+# Pruning ------------------------------------------------------------------------------------------
+
+
 def count_old_audits(db: sqlite3.Connection, before: str) -> int:
     """Return about how many rows are from before a time, by some thirty look-ups; exact when ids and times grow together."""
     first, last = find_audit_from(db, 0), find_last_audit_id(db, MAX_ID)
@@ -3563,12 +3042,366 @@ def prune_audits(db: sqlite3.Connection, before: str, limit: int) -> int:
         return delete_old_audits(db, before, limit, AUDIT_LOOK)
 
 
-# Check: is everything as it should be? ------------------------------------------------------------
+# ======================================================================================================================
+# Room 10. Watch: how a server fares: its traffic, its jobs, metrics, readiness. Uses queries.
+# ======================================================================================================================
+
+TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
+DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds; bounds of a histogram
+SLOWEST_ROUTES, EMPTIEST_BUCKETS = 10, 10  # that a summary lists
+HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
+
+
+# Traffic: what a server counts of its requests, in memory -----------------------------------------
+
+
+class RouteTraffic:
+    """How the requests of one route were answered, and how long that took."""
+
+    __slots__ = ("buckets", "seconds", "slowest", "statuses")
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.statuses: defaultdict[int, int] = defaultdict(int)
+        self.buckets = [0] * (len(DURATIONS) + 1)  # requests of at most so many seconds, and of more than the last
+        self.seconds = 0.0
+        self.slowest = 0.0
+
+    def copy(self) -> RouteTraffic:
+        """Return what was counted until now."""
+        copy = RouteTraffic()
+        copy.statuses.update(self.statuses)
+        copy.buckets, copy.seconds, copy.slowest = self.buckets[:], self.seconds, self.slowest
+        return copy
+
+    @property
+    def requests(self) -> int:
+        """How many requests there were."""
+        return sum(self.buckets)
+
+    def quantile(self, share: float) -> float:
+        """Return the seconds that a share of the requests took at most, evenly spread within a bucket of the histogram."""
+        upto, bounds = list(accumulate(self.buckets)), (0.0, *DURATIONS, max(self.slowest, DURATIONS[-1]))
+        wanted = share * upto[-1]
+        number = bisect_left(upto, wanted)
+        part = 1 - (upto[number] - wanted) / self.buckets[number]
+        return min(bounds[number] + (bounds[number + 1] - bounds[number]) * part, self.slowest)
+
+
+class Traffic:
+    """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
+
+    Bounded by what there is of routes and statuses.
+    """
+
+    def __init__(self, now: int) -> None:
+        """Begin to count; `now` is microseconds."""
+        self.since = now
+        self._routes: dict[str, RouteTraffic] = {}
+        self._minutes: dict[int, defaultdict[int, int]] = {}  # by their number since 1970
+        self._refusals: defaultdict[int, int] = defaultdict(int)
+        self._lock = threading.Lock()
+
+    def count(self, route: str, status: int, now: int, seconds: float) -> None:
+        """Count a request that began at a time (microseconds) and took so many seconds. Costs 0.7 microseconds."""
+        minute = now // MINUTE_MICROSECONDS
+        with self._lock:
+            of_route = self._routes.get(route) or self._begin_route(route)
+            of_minute = self._minutes.get(minute) or self._begin_minute(minute)
+            of_minute[status] += 1
+            of_route.statuses[status] += 1
+            of_route.buckets[bisect_left(DURATIONS, seconds)] += 1
+            of_route.seconds += seconds
+            if seconds > of_route.slowest:
+                of_route.slowest = seconds
+
+    def _begin_route(self, route: str) -> RouteTraffic:
+        """Return the empty counters of a route."""
+        counters = self._routes[route] = RouteTraffic()
+        return counters
+
+    def _begin_minute(self, minute: int) -> defaultdict[int, int]:
+        """Return the empty counters of a minute; forget what is too old, and what a clock set back has made the future."""
+        kept = range(minute - TRAFFIC_MINUTES + 1, minute)
+        self._minutes = {number: counters for number, counters in self._minutes.items() if number in kept}
+        counters = self._minutes[minute] = defaultdict(int)
+        return counters
+
+    def refuse(self, status: int) -> None:
+        """Count a request that was refused before it had a route."""
+        with self._lock:
+            self._refusals[status] += 1
+
+    def routes(self) -> dict[str, RouteTraffic]:
+        """Return what was counted of each route, by name."""
+        with self._lock:
+            return {route: counters.copy() for route, counters in sorted(self._routes.items())}
+
+    def minutes(self, now: int) -> list[tuple[int, dict[int, int]]]:
+        """Return beginning (microseconds) and requests by status of each of the last minutes, the oldest first."""
+        last = now // MINUTE_MICROSECONDS
+        with self._lock:
+            found = {minute: dict(sorted(counters.items())) for minute, counters in self._minutes.items()}
+        numbers = range(last - TRAFFIC_MINUTES + 1, last + 1)
+        return [(minute * MINUTE_MICROSECONDS, found.get(minute, {})) for minute in numbers]
+
+    def refusals(self) -> dict[int, int]:
+        """Return how many requests were refused before they had a route, by status."""
+        with self._lock:
+            return dict(sorted(self._refusals.items()))
+
+
+def milliseconds(seconds: float) -> float:
+    """Return seconds as milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)
+
+
+def route_resource(route: str, counters: RouteTraffic) -> dict[str, Any]:
+    """Return what a summary says of a route."""
+    return {
+        "route": route,
+        "requests": counters.requests,
+        "mean_ms": milliseconds(counters.seconds / counters.requests),
+        "p95_ms": milliseconds(counters.quantile(0.95)),
+        "max_ms": milliseconds(counters.slowest),
+    }
+
+
+def summarize_traffic(
+    traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket, now: int, tick: float
+) -> dict[str, Any]:
+    """Return the requests of the last minutes, the slowest routes and the emptiest buckets."""
+    found = traffic.routes()
+    routes = [route_resource(route, counters) for route, counters in found.items()]
+    minutes = [
+        {"at": format_time(at), "requests": sum(statuses.values()), "statuses": {str(key): n for key, n in statuses.items()}}
+        for at, statuses in traffic.minutes(now)
+    ]
+    of_users = users.emptiest(EMPTIEST_BUCKETS, tick) if users else []
+    limiter = {
+        "limit": users.size if users else None,
+        "window": MINUTE,
+        "refused": sum(counters.statuses.get(429, 0) for counters in found.values()),
+        "users": [{"user_id": user_id, "remaining": left} for user_id, left in of_users],
+        "addresses": [{"address": address, "remaining": left} for address, left in addresses.emptiest(EMPTIEST_BUCKETS, tick)],
+    }
+    slowest = sorted(routes, key=lambda route: -route["mean_ms"])[:SLOWEST_ROUTES]
+    return {"since": format_time(traffic.since), "minutes": minutes, "routes": slowest, "limiter": limiter}
+
+
+# Schedule: what a server tells of its jobs --------------------------------------------------------
+
+
+class JobRuns(NamedTuple):
+    """How the runs of a job went. Replaced as a whole, so that another thread never sees half of a run."""
+
+    runs: int = 0
+    failures: int = 0  # among them
+    last_at: int | None = None  # microseconds
+    last_status: str | None = None  # "ok" or "failed"
+    last_result: Mapping[str, Any] | None = None
+    lateness: float = 0.0  # seconds from when the last run was due to when it began
+
+
+@dataclass
+class JobRecord:
+    """A job as the rest of a server knows it; it is counted from the epoch, so that every minute is on the minute."""
+
+    name: str
+    every: int  # seconds
+    next_at: int | None = field(default=None, kw_only=True)  # microseconds; None before the first round
+    past: JobRuns = field(default=JobRuns(), kw_only=True)
+
+    def boundary_after(self, moment: int) -> int:
+        """Return the first boundary after a moment."""
+        step = self.every * MICROSECONDS
+        return (moment // step + 1) * step
+
+
+class Schedule:
+    """The jobs of a server, and when something last looked whether one is due."""
+
+    def __init__(self, jobs: Sequence[JobRecord], heartbeat: float) -> None:
+        """Take the jobs; `heartbeat` is monotonic seconds."""
+        self.jobs = jobs
+        self.heartbeat = heartbeat
+
+    def alive(self, now: float) -> bool:
+        """Tell whether the scheduler has gone round within the last half minute; true when it has nothing to do."""
+        return not self.jobs or now - self.heartbeat < HEARTBEAT_SECONDS
+
+
+def job_resource(job: JobRecord, now: int) -> dict[str, Any]:
+    """Return what the API says of a job; one that is to run at once is due now."""
+    past, next_at = job.past, job.boundary_after(now) if job.next_at is None else job.next_at
+    return {
+        "name": job.name,
+        "every": job.every,
+        "next_at": format_time(now if next_at == NEVER else next_at),
+        "last_at": None if past.last_at is None else format_time(past.last_at),
+        "last_status": past.last_status,
+        "last_result": past.last_result,
+        "runs": past.runs,
+        "failures": past.failures,
+        "lateness": round(past.lateness, 3),
+    }
+
+
+# Metrics: the same and more in the text format of Prometheus --------------------------------------
+
+
+class Metric(NamedTuple):
+    """One metric: its name and kind, what it tells, and its samples as (rest of the name, labels, value)."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Sequence[tuple[str, dict[str, str], float]]
+
+
+def write_metrics(metrics: Iterable[Metric]) -> bytes:
+    """Write metrics in the text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+    lines = []
+    for metric in metrics:
+        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        for suffix, labels, value in metric.samples:
+            written = ",".join(f"{name}={quote(text)}" for name, text in labels.items())
+            lines.append(f"{metric.name}{suffix}{{{written}}} {value!r}" if written else f"{metric.name}{suffix} {value!r}")
+    return "\n".join([*lines, ""]).encode()
+
+
+def process_metrics(traffic: Traffic) -> list[Metric]:
+    """Return which program runs, and since when."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    labels = {"version": __version__, "python": python, "sqlite": sqlite3.sqlite_version}
+    started = traffic.since / MICROSECONDS
+    return [
+        Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [("", labels, 1)]),
+        Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", [("", {}, started)]),
+    ]
+
+
+def histogram_samples(route: str, counters: RouteTraffic) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield the samples of a route's histogram."""
+    bounds = [*map(repr, DURATIONS), "+Inf"]
+    for bound, requests in zip(bounds, accumulate(counters.buckets), strict=True):
+        yield "_bucket", {"route": route, "le": bound}, requests
+    yield "_sum", {"route": route}, counters.seconds
+    yield "_count", {"route": route}, counters.requests
+
+
+def request_metrics(traffic: Traffic) -> list[Metric]:
+    """Return the requests by route and status, their durations, and what the parser refused."""
+    routes = traffic.routes()
+    requests = [
+        ("", {"route": route, "status": str(status)}, count)
+        for route, counters in routes.items()
+        for status, count in sorted(counters.statuses.items())
+    ]
+    durations = [sample for route, counters in routes.items() for sample in histogram_samples(route, counters)]
+    refusals = [("", {"status": str(status)}, count) for status, count in traffic.refusals().items()]
+    prefix = "ticketapi_http"
+    return [
+        Metric(f"{prefix}_requests_total", "counter", "Requests answered; route is none where none matched.", requests),
+        Metric(f"{prefix}_request_duration_seconds", "histogram", "Time from a whole request to its answer.", durations),
+        Metric(f"{prefix}_refusals_total", "counter", "Requests that the parser refused, which have no route.", refusals),
+    ]
+
+
+def desk_metrics(readers: Readers) -> list[Metric]:
+    """Return the tickets by status; without samples while the desk cannot be read, which must not hide the rest."""
+    counts: dict[int, int] = {}
+    with suppress(*SQLITE_FAILURES):
+        counts = list_ticket_counts(readers.get().db)
+    names = {OPEN: "open", CLOSED: "closed"}
+    samples = [("", {"status": names[status]}, count) for status, count in counts.items() if status in names]
+    return [Metric("ticketapi_tickets", "gauge", "Tickets on the desk.", samples)]
+
+
+def audit_metrics(audit: AuditLog) -> list[Metric]:
+    """Return how the audit log fares."""
+    prefix = "ticketapi_audit"
+    return [
+        Metric(
+            f"{prefix}_failures_total", "counter", "Times that the audit log could not be written.", [("", {}, audit.failures)]
+        ),
+        Metric(f"{prefix}_rows_waiting", "gauge", "Rows of the audit log not written yet.", [("", {}, audit.waiting)]),
+        Metric(f"{prefix}_rows_lost_total", "counter", "Rows of the audit log given up.", [("", {}, audit.lost)]),
+    ]
+
+
+def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
+    """Return how the scheduler and its jobs fare."""
+    pasts = [({"job": job.name}, job.past) for job in schedule.jobs]
+    ran = [(labels, past) for labels, past in pasts if past.last_at is not None]
+    runs = [
+        ("", {**labels, "result": result}, count)
+        for labels, past in pasts
+        for result, count in (("ok", past.runs - past.failures), ("failed", past.failures))
+    ]
+    times = [("", labels, (past.last_at or 0) / MICROSECONDS) for labels, past in ran]
+    late = [("", labels, past.lateness) for labels, past in ran]
+    prefix = "ticketapi_scheduler"
+    return [
+        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", [("", {}, int(schedule.alive(tick)))]),
+        Metric(f"{prefix}_runs_total", "counter", "Runs of scheduled jobs.", runs),
+        Metric(f"{prefix}_last_run_timestamp_seconds", "gauge", "When a job last ran, in Unix time.", times),
+        Metric(f"{prefix}_lateness_seconds", "gauge", "How long after it was due a job last ran.", late),
+    ]
+
+
+def wal_metrics(settings: Settings) -> list[Metric]:
+    """Return how long the write-ahead logs of both files are."""
+    samples: list[tuple[str, dict[str, str], float]] = []
+    for part, path in (("desk", settings.db), ("audit", settings.audit_db)):
+        wal, size = sidecars(Path(os.path.realpath(path)))[0], 0
+        with suppress(OSError):
+            size = wal.stat().st_size
+        samples.append(("", {"file": part}, size))
+    return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
+
+
+# Readiness ----------------------------------------------------------------------------------------
+
+
+class Readiness:
+    """Whether the desk can be read and its disk written. Anybody may ask, so it looks once a second at most."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the desk's file."""
+        self.path = path
+        self._looked_at = -math.inf
+        self._reason: str | None = None
+
+    def reason_not(self, readers: Readers, now: float) -> str | None:
+        """Return why the desk is not ready, or None; `now` is monotonic seconds."""
+        if now - self._looked_at >= 1:
+            self._looked_at, self._reason = now, self._look(readers)
+        return self._reason
+
+    def _look(self, readers: Readers) -> str | None:
+        """Read a ticket and write a file beside the desk."""
+        try:
+            find_newest_ticket(readers.get().db)
+            probe_disk(self.path)
+        except SQLITE_FAILURES as error:
+            log.warning("not ready: %s", explain_sqlite_error(error, self.path))
+            return "The database does not answer."
+        except OSError as error:
+            log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
+            return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
+        return None
+
+
+# ======================================================================================================================
+# Room 11. Upkeep: checks a desk, repairs its counters, copies it. Opens transactions.
+# ======================================================================================================================
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 RESTORE = "restore a backup"
 REPAIR = "run ticketapi check --repair"
 WAL_RESET_FIXES = ((3, 44, 6), (3, 50, 7), (3, 51, 3))  # https://sqlite.org/wal.html, "The WAL-Reset Bug"
+
 
 # Versions below these have a problem worth knowing.
 PACKAGE_PROBLEMS = (
@@ -3576,6 +3409,9 @@ PACKAGE_PROBLEMS = (
     ("waitress", (3, 0, 1), "before 3.0.1 there are CVE-2024-49768 (request smuggling) and CVE-2024-49769 (denial of service)"),
     ("waitress", (3, 0, 2), "before 3.0.2 headers of a proxy that is not trusted get through beside those of one that is"),
 )
+
+
+# Check: is everything as it should be? ------------------------------------------------------------
 
 
 class Finding(NamedTuple):
@@ -3805,6 +3641,9 @@ def check_everything(settings: Settings) -> list[Finding]:
     return findings + check_file(settings.audit_db, "audit")
 
 
+# Repair -------------------------------------------------------------------------------------------
+
+
 def renumber(read: Callable[[int, int], list[sqlite3.Row]], write: Callable[[Iterable[tuple[int, int]]], None]) -> None:
     """Close the gaps in the numbers of a list. Done in their order, no ticket gets a number that another one still has."""
     after = done = 0
@@ -3975,17 +3814,24 @@ def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
 
 
 # ======================================================================================================================
-# Room 5. Plugins: what happens to every request before and after its handler. Touches request and response.
+# Room 12. Plugins: what happens to every request before and after its handler. Touches request and response.
 # ======================================================================================================================
+
+MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
+REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
+PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
+PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", f"HTTP_{PROXY_MARK}"}  # with HTTP_X_FORWARDED_*
+NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
+
 
 COMMON_HEADERS = {
     "Content-Type": "application/json",
     "Cache-Control": "no-cache, private",
     "X-Content-Type-Options": "nosniff",
 }
+
+
 EXPOSED_HEADERS = "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy"
-PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", f"HTTP_{PROXY_MARK}"}  # with HTTP_X_FORWARDED_*
-NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
 
 
 def is_api(path: str) -> bool:
@@ -4005,6 +3851,9 @@ def request_query(environ: dict[str, Any]) -> dict[str, str]:
         environ["ticketapi.query"] = dict(parse_qsl(text, keep_blank_values=True)) if text else {}
     query: dict[str, str] = environ["ticketapi.query"]
     return query
+
+
+# The audit hook -----------------------------------------------------------------------------------
 
 
 def limit_headers(limit: Limit, now: int) -> dict[str, str]:
@@ -4152,6 +4001,9 @@ def supported_methods(allowed: str) -> str:
     return ", ".join(sorted(methods))
 
 
+# Errors -------------------------------------------------------------------------------------------
+
+
 class CatchErrors:
     """Turns every exception into an answer, so that the hooks see its status. Outermost plugin."""
 
@@ -4206,6 +4058,9 @@ def error_body(error: bottle.HTTPError) -> bytes:
         method, allowed = environ["REQUEST_METHOD"], error.headers["Allow"]
         return to_json({"message": f"The {method} method is not supported for route {path}. Supported methods: {allowed}."})
     return to_json({"message": "Server Error" if error.status_code == 500 else error.body})
+
+
+# Who may ask, and how often -----------------------------------------------------------------------
 
 
 def is_local(environ: Mapping[str, Any]) -> bool:
@@ -4324,12 +4179,54 @@ class Authorize:
 
 
 # ======================================================================================================================
-# Room 6. Routes: the app and its handlers. Touches request and response; operations get plain values.
+# Room 13. Routes: the app and its handlers. Touches request and response; operations get plain values.
 # ======================================================================================================================
 
 HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQLite's 64 bits
 USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
+
+
+# Files for clients: the description of the API, and pages for people ------------------------------
+
+
+@lru_cache(maxsize=1)
+def describe_api() -> bytes:
+    """Return openapi.json with the version that runs, which stands in this module alone."""
+    document = json.loads(read_resource("openapi.json"))
+    document["info"]["version"] = __version__
+    return to_json(document)
+
+
+class Page(NamedTuple):
+    """A page for people: its HTML, and the policy that goes with it."""
+
+    answer: Answer
+    policy: str
+
+
+@lru_cache(maxsize=2)
+def load_page(name: str) -> Page:
+    """Return a page shipped beside this module, with a Content-Security-Policy that names the hashes of its script and style.
+
+    Nothing else may run, and nothing but this server be asked (https://www.w3.org/TR/CSP3/). What the scripts of both pages
+    share, page.js, is put in first: the hashes are those of what is sent.
+    """
+    html = read_resource(name).replace("// include: page.js\n", read_resource("page.js"))
+    hashes = {tag: f"'sha256-{base64_sha256(inner)}'" for tag, inner in re.findall(r"(?s)<(script|style)>(.*?)</", html)}
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    return Page(make_answer(html.encode()), policy)
+
+
+def base64_sha256(text: str) -> str:
+    """Return the SHA-256 of a text as policies name it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+# The app ------------------------------------------------------------------------------------------
 
 
 class Route(NamedTuple):
@@ -4446,6 +4343,9 @@ def asked_list(has_cursors: bool = True) -> ListRequest:
     return parse_list_request(list_url(environ), request_query(environ), has_cursors)
 
 
+# Handlers -----------------------------------------------------------------------------------------
+
+
 def show_open_tickets(readers: Readers) -> bytes:
     """GET /api/tickets/open."""
     return reply(readers, lambda db: open_tickets_page(db, asked_list()))
@@ -4558,8 +4458,11 @@ def show_options(**_: str) -> bytes:
 
 
 # ======================================================================================================================
-# Room 7. Scheduler: runs jobs on wall-clock boundaries, in one thread. Touches operations.
+# Room 14. Jobs: what a server does by itself, on wall-clock boundaries, in one thread. Uses operations.
 # ======================================================================================================================
+
+PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
+STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
 
 
 class Outcome(NamedTuple):
@@ -4699,8 +4602,14 @@ class Scheduler(Schedule):
 
 
 # ======================================================================================================================
-# Room 8. Server: sockets, Waitress, stopping without losing a request, systemd. Knows nothing of tickets.
+# Room 15. Server: sockets, Waitress, stopping without losing a request, systemd. Knows nothing of tickets.
 # ======================================================================================================================
+
+REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
+MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
+MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
+PROXY_HEADERS = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"}
+
 
 REFUSALS = {
     400: "The request could not be understood.",
@@ -4708,6 +4617,9 @@ REFUSALS = {
     431: f"The request headers are over {MAX_HEADER_BYTES} bytes.",
     501: "The transfer coding is not supported.",
 }
+
+
+# Sockets and systemd ------------------------------------------------------------------------------
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -4770,6 +4682,9 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)  # a manager that is slow to read must not hold up the server
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+# Waitress, mended ---------------------------------------------------------------------------------
 
 
 def check_header(header: bytes) -> None:
@@ -4923,6 +4838,9 @@ def channel_class() -> type:
     return type("JsonChannel", (HTTPChannel,), parts)
 
 
+# Serving ------------------------------------------------------------------------------------------
+
+
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
@@ -5040,9 +4958,6 @@ class Server:
         wasyncore.close_all(self._map)
 
 
-PROXY_HEADERS = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"}
-
-
 def accepted_one(listener: Any) -> bool:
     """Accept one connection from a listener's queue, if one waits there."""
     before = len(listener.active_channels)
@@ -5060,7 +4975,7 @@ def is_busy(channel: Any, passed: float) -> bool:
 
 
 # ======================================================================================================================
-# Room 9. Command line: options, commands, main. The only room that prints; touches argv and environ.
+# Room 16. Options: tables of options and commands, the parser, flag over variable over default. Touches argv and environ.
 # ======================================================================================================================
 
 
@@ -5189,6 +5104,119 @@ OPTIONS = {
 }
 
 
+# Commands and their options -----------------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """One command: its words, its help, its options and examples."""
+
+    words: str
+    help: str
+    options: tuple[str, ...]
+    examples: tuple[str, ...]
+
+
+GROUPS = (
+    ("Run it", ("serve",)),
+    ("Tickets", ("generate", "process", "tickets", "stats")),
+    ("Access", ("token",)),
+    ("Look after it", ("audit", "check", "backup")),
+)  # of commands, by their first words
+
+
+SERVE_OPTIONS = (
+    "db host port rate threads no_scheduler generate_every process_every audit_keep cors_origin trusted_proxy log_level demo"
+)
+
+
+AUDIT_OPTIONS = "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json"
+
+
+COMMANDS = (
+    Command(
+        "serve",
+        "answer HTTP requests and let the desk live",
+        tuple(SERVE_OPTIONS.split()),
+        ("serve --demo", "serve --port 9000 --rate 0", "serve --db /srv/desk.db --generate-every 10s --process-every 15s"),
+    ),
+    Command(
+        "generate",
+        "add tickets now, or a history of them",
+        ("db", "count", "seed", "since", "json"),
+        ("generate --count 50", "generate --count 1000000 --seed 7", "generate --count 10000 --since 90d"),
+    ),
+    Command(
+        "process",
+        "close the oldest open tickets",
+        ("db", "count", "json"),
+        ("process", "process --count 100 --json"),
+    ),
+    Command(
+        "tickets",
+        "list the open or the closed tickets, or show one",
+        ("db", "tickets_limit", "json"),
+        ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
+    ),
+    Command(
+        "stats",
+        "show how many tickets wait, for how long, and who wrote most",
+        ("db", "watch", "json"),
+        ("stats", "stats --watch", "stats --json"),
+    ),
+    Command(
+        "token create",
+        "make a token; it is printed once",
+        ("db", "name", "user", "ability", "expires", "json"),
+        ("token create", "token create --user ann@example.com --name dashboard --expires 30d"),
+    ),
+    Command(
+        "token list",
+        "list tokens, without their secrets",
+        ("db", "json"),
+        ("token list", "token list --json"),
+    ),
+    Command(
+        "token revoke",
+        "delete a token, at once for a running server too",
+        ("db", "json"),
+        ("token revoke 3",),
+    ),
+    Command(
+        "token prune",
+        "delete the tokens that have expired",
+        ("db", "json"),
+        ("token prune",),
+    ),
+    Command(
+        "audit",
+        "show the audit log, newest first",
+        tuple(AUDIT_OPTIONS.split()),
+        ("audit --status 4xx --since 1h", "audit --user ann@example.com --path /tickets/closed", "audit --follow --json"),
+    ),
+    Command(
+        "audit prune",
+        "delete old rows of the audit log, also beside a running server",
+        ("db", "older_than", "json"),
+        ("audit prune --older-than 90d",),
+    ),
+    Command(
+        "check",
+        "look for damage, wrong counters, open file modes and known problems",
+        ("db", "repair", "json"),
+        ("check", "check --repair", "check --json"),
+    ),
+    Command(
+        "backup",
+        "copy the desk, while a server runs",
+        ("db", "audit", "force", "json"),
+        ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
+    ),
+)
+
+
+# The parser ---------------------------------------------------------------------------------------
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports what is wrong in one line."""
 
@@ -5263,933 +5291,6 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         text = f"{option.help}{shown} [{option.variable}]".replace("%", "%%")
         action = "append" if option.repeatable else "store"
         parser.add_argument(option.flag, dest=name, action=action, metavar=option.metavar, help=text)
-
-
-def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
-    """Return an option's value by flag, then environment; None when neither gives one."""
-    source, texts = option.flag, given
-    if given is None:
-        source, text = option.variable, environ.get(option.variable, "")
-        texts = text.split(",") if option.repeatable and text else text or None
-    if texts is None or texts is True:
-        return texts
-    read = option.read or read_switch
-    try:
-        if not option.repeatable:
-            return read(texts)
-        values = tuple(read(text.strip()) for text in texts)
-        if read is read_origin and "off" in values and len(values) > 1:
-            raise ValueError("off stands alone")
-        return values
-    except ValueError as error:
-        raise UsageError(f"{source}: {error}") from None
-
-
-def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
-    """Return the settings of a run: flag, then TICKETAPI_* variable, then default.
-
-    What `audit prune` has from before its second word, `audit --user 7 prune`, must not be ignored: more would be deleted.
-    """
-    for name, option in OPTIONS.items():
-        if name in args and name not in args.options:
-            raise UsageError(f"{option.flag} does not go with `{args.words}` (see ticketapi {args.words} --help)")
-    read = {name: read_option(OPTIONS[name], getattr(args, name, None), environ) for name in args.options}
-    return Settings(**{name: value for name, value in read.items() if value is not None})
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2))
-
-
-def plural(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-INTERRUPTED = "interrupted; what was committed before is kept"
-
-
-class Progress:
-    """A line on a terminal that tells of long work: done, rate, time left. Silent elsewhere, and for the first second."""
-
-    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float], unit: str = "tickets") -> None:
-        """Begin to count; the clock gives seconds."""
-        self.total, self.stream, self.clock, self.unit = total, stream, clock, unit
-        self.started = clock()
-        self.done = 0
-        self._shown = False
-
-    def __enter__(self) -> Progress:
-        """Give what is to be called with the number done."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the line away, whether the work is done or has failed."""
-        if self._shown:
-            self._show("")
-
-    def __call__(self, done: int) -> None:
-        """Show how far the work is."""
-        self.done = done
-        passed = self.clock() - self.started
-        if self.stream.isatty() and passed >= 1 and 0 < done < self.total:
-            left = passed / done * (self.total - done)
-            self._show(f"{done:,} of {self.total:,} {self.unit}, {done / passed:,.0f} a second, {left:.0f} s left")
-
-    @contextmanager
-    def told(self, path: Path) -> Iterator[None]:
-        """Let a failure in a block of work on a desk tell how much was committed before it."""
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            raise self._add_what_is_done(TicketApiError(INTERRUPTED)) from error
-        except SQLITE_FAILURES as error:
-            raise self._add_what_is_done(explain_sqlite_error(error, path)) from error
-
-    def _add_what_is_done(self, failure: TicketApiError) -> TicketApiError:
-        """Add to a failure's text how much was done before it, if anything was."""
-        if self.done:
-            failure.args = (f"{failure} ({self.done:,} of {self.total:,} {self.unit} were committed)",)
-        return failure
-
-    def note(self, text: str) -> None:
-        """Show what is being done now, where there is nothing to count."""
-        if self.stream.isatty() and self.clock() - self.started >= 1:
-            self._show(one_line(text))
-
-    def _show(self, line: str) -> None:
-        """Put a text in the place of the line."""
-        self._shown = True
-        self.stream.write(f"\r\x1b[K{line}")
-        self.stream.flush()
-
-
-def hint(text: str) -> None:
-    """Tell a person something that is not the result."""
-    print(one_line(text), file=sys.stderr)
-
-
-def one_line(text: str) -> str:
-    """Fold a text into one line and escape what a terminal would act on."""
-    return escape(" | ".join(text.splitlines()))
-
-
-def program_call(settings: Settings, words: str) -> str:
-    """Return a command line that can be pasted, for the program and the desk as they were called."""
-    program = sys.argv[0]
-    name = f"python3 {shlex.quote(program)}" if program.endswith((".py", ".pyz")) else "ticketapi"
-    path = "" if settings.db == Settings().db else f" --db {shlex.quote(str(settings.db))}"
-    return f"{name} {words}{path}"
-
-
-# What a terminal gets: colours, columns, wrapped text ----------------------------------------------
-
-STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # SGR parameters of ECMA-48
-MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
-
-
-def is_smart_terminal() -> bool:
-    """Tell whether standard output is a terminal that knows escape sequences."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def painter() -> Callable[[str, str], str]:
-    """Return what gives a text a style, or leaves it alone: where no terminal reads it and with NO_COLOR (no-color.org)."""
-    if os.environ.get("NO_COLOR") or not is_smart_terminal():
-        return lambda text, style: text
-    return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[m" if text and style else text
-
-
-def printable(value: Any) -> str:
-    """Return a value as a text that a terminal only shows, of characters that standard output can write; None is a dash."""
-    text, encoding = "-" if value is None else escape(str(value)), sys.stdout.encoding or "utf-8"
-    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def short_time(text: str | None) -> str | None:
-    """Return a time of the API to the second."""
-    return f"{text[:19]}Z" if text else None
-
-
-def char_columns(char: str) -> int:
-    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
-    if unicodedata.category(char) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def text_columns(text: str) -> int:
-    """Return how many columns of a terminal a printable text takes."""
-    return len(text) if text.isascii() else sum(map(char_columns, text))
-
-
-def fit_text(text: str, width: int, mark: str = "…") -> str:
-    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
-    if text_columns(text) <= width:
-        return text
-    ends = list(accumulate(map(char_columns, text)))
-    return text[: bisect_right(ends, width - 1)].rstrip() + mark
-
-
-def wrap_text(text: str, width: int) -> list[str]:
-    """Break a printable text into lines of so many columns at most, between words where that can be."""
-    if text_columns(text) <= width:
-        return [text]
-    lines, line = [], ""
-    for word in text.split(" "):
-        joined = f"{line} {word}" if line else word
-        if text_columns(joined) <= width:
-            line = joined
-            continue
-        lines += [line] if line else []
-        while text_columns(word) > width:
-            end = max(1, bisect_right(list(accumulate(map(char_columns, word))), width))
-            lines.append(word[:end])
-            word = word[end:]
-        line = word
-    return [*lines, line]
-
-
-class Table:
-    """Prints rows as columns under titles, page by page; on a terminal none is longer than a line of it."""
-
-    def __init__(self, titles: Sequence[str], style: Callable[[int, str], str] = lambda column, text: "") -> None:
-        """Begin with columns as wide as their titles, which values widen; `style` gives the style of a text in a column."""
-        self.titles, self.style = titles, style
-        self.widths = list(map(len, titles))
-        self.terminal, self.paint = sys.stdout.isatty(), painter()
-        self.mark = "…" if printable("…") == "…" else "~"
-        self._begun = False
-
-    def show(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Print some rows, the first time with titles."""
-        lines = [list(map(printable, row)) for row in rows]
-        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
-        self.widths = list(map(max, self.widths, widest))
-        if not self._begun:
-            print(self._line(self.titles, lambda column, text: "bold"))
-        self._begun = True
-        for line in lines:
-            print(self._line(line, self.style))
-
-    def _line(self, cells: Sequence[str], style: Callable[[int, str], str]) -> str:
-        """Return one line, cut where a terminal ends and coloured after that."""
-        shown = [*cells]
-        if self.terminal:
-            shown[:-1] = [fit_text(text, width, self.mark) for text, width in zip(cells[:-1], self.widths, strict=False)]
-        padded = [text + " " * (width - text_columns(text)) for text, width in zip(shown[:-1], self.widths, strict=False)]
-        line = "  ".join((*padded, shown[-1])).rstrip()
-        if not self.terminal:
-            return line
-        line = fit_text(line, shutil.get_terminal_size().columns, self.mark)
-        starts = list(accumulate((len(text) + 2 for text in padded), initial=0))
-        for column, start in reversed(list(enumerate(starts))):  # from the end, so that the places before it stay
-            end = start + len(shown[column])
-            line = line[:start] + self.paint(line[start:end], style(column, cells[column])) + line[end:]
-        return line
-
-
-class Field(NamedTuple):
-    """A line of what is said of one thing."""
-
-    label: str
-    value: str | int | None
-    style: str = ""
-
-
-def field_lines(fields: Sequence[Field]) -> list[str]:
-    """Return fields below each other; on a terminal what does not fit a line goes on below itself."""
-    paint, indent = painter(), max(len(field.label) for field in fields) + 2
-    lines = []
-    for label, value, style in fields:
-        first, *rest = wrap_for_terminal(printable(value), indent)
-        lines.append(paint(label, "bold") + " " * (indent - len(label)) + paint(first, style))
-        lines += [" " * indent + paint(line, style) for line in rest]
-    return lines
-
-
-def wrap_for_terminal(text: str, indent: int = 0) -> list[str]:
-    """Return the lines of a printable text: several on a terminal that is too narrow for it, one elsewhere."""
-    return wrap_text(text, max(1, shutil.get_terminal_size().columns - indent)) if sys.stdout.isatty() else [text]
-
-
-# The commands ------------------------------------------------------------------------------------
-
-
-def command_generate(settings: Settings) -> int:
-    """Add tickets now, or a history of them."""
-    if settings.count < 1:
-        raise UsageError("Invalid ticket count: --count must be 1 or more")
-    if settings.count > settings.since * MICROSECONDS // 2 > 0:
-        raise UsageError("Invalid ticket count: --count is too many for so short a --since")
-    seed = secrets.randbits(63) if settings.seed is None else settings.seed
-    now, progress = wall_microseconds(), Progress(settings.count, sys.stderr, time.monotonic)
-    with closing(open_database(settings.db, "desk")) as db, progress, progress.told(settings.db):
-        closed = 0
-        if settings.since:
-            made, closed = generate_history(db, settings.count, settings.since, now, seed, progress)
-        else:
-            made = generate_tickets(db, settings.count, now, seed, progress)
-    if settings.json:
-        print_json({"generated": made, "closed": closed})
-    else:
-        print(f"Generated {plural(made, 'ticket')}")
-        if settings.since:
-            print(f"Closed {plural(closed, 'ticket')}")
-    return 0
-
-
-def command_process(settings: Settings) -> int:
-    """Close the oldest open tickets."""
-    with closing(open_database(settings.db, "desk")) as db:
-        total = min(settings.count, count_tickets(db, OPEN))
-        progress = Progress(total, sys.stderr, time.monotonic)
-        with progress, progress.told(settings.db):
-            ids = process_tickets(db, settings.count, wall_microseconds(), progress)
-    if settings.json:
-        print_json({"processed": len(ids), "ticket_ids": ids})
-    elif ids:
-        print(f"Processed {plural(len(ids), 'ticket')}")
-        print(f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}")
-    else:
-        print("No tickets to process")
-    return 0
-
-
-def open_desk(settings: Settings) -> sqlite3.Connection:
-    """Open the desk to read its tickets; nothing is created or upgraded. Raises TicketApiError where there is none."""
-    with explained(settings.db):
-        db = open_tickets_reader(settings.db)
-    if db is None:
-        fix = f"--db names its file, and this makes one: {program_call(settings, 'generate --count 50')}"
-        raise TicketApiError(f"there is no desk at {settings.db}; {fix}")
-    return db
-
-
-def command_tickets(settings: Settings, which: str | int) -> int:
-    """List the open or the closed tickets, or show the one with an id."""
-    with closing(open_desk(settings)) as db, explained(settings.db):
-        if isinstance(which, int):
-            print_ticket(settings, find_ticket(db, which), which)
-        else:
-            list_tickets(settings, db, OPEN if which == "open" else CLOSED)
-    return 0
-
-
-def list_tickets(settings: Settings, db: sqlite3.Connection, status: int) -> None:
-    """Print the first tickets of a list; on a terminal tell how many more there are."""
-    pages = (walk_open_tickets if status == OPEN else walk_closed_tickets)(db, settings.tickets_limit)
-    if settings.json:
-        print_json_array(pages)
-        return
-    shown, total = print_tickets(pages, status), count_tickets(db, status)
-    if not shown:
-        print(f"No {'open' if status == OPEN else 'closed'} tickets")
-    elif shown < total and sys.stdout.isatty():
-        hint(f"{total - shown:,} more; --limit 0 shows all")
-
-
-def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
-    """Print a JSON array page by page, as `print_json` would print it whole."""
-    separator = "["
-    for record in (record for page in pages for record in page):
-        text = json.dumps(record, indent=2).replace("\n", "\n  ")
-        print(f"{separator}\n  {text}", end="")
-        separator = ","
-    print("[]" if separator == "[" else "\n]")
-
-
-TICKET_STYLES = {"Open": "yellow", "Closed": "green"}
-
-
-def print_tickets(pages: Iterable[Sequence[Mapping[str, Any]]], status: int) -> int:
-    """Print tickets as columns, page by page; return how many. A closed ticket was updated last when it was closed."""
-    title, name = ("CREATED", "created_at") if status == OPEN else ("CLOSED", "updated_at")
-    styles = ("", TICKET_STYLES["Open" if status == OPEN else "Closed"], "dim", "", "")
-    table, shown = Table(("ID", "STATUS", title, "CUSTOMER", "SUBJECT"), lambda column, text: styles[column]), 0
-    for page in pages:
-        table.show([(one["id"], one["status"], short_time(one[name]), one["user"]["name"], one["subject"]) for one in page])
-        shown += len(page)
-    return shown
-
-
-def print_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
-    """Print all there is to know of one ticket, its text wrapped on a terminal. Raises NotFound."""
-    if found is None:
-        raise NotFound(f"no ticket has the id {ticket_id}; `tickets open` and `tickets closed` show those there are")
-    ticket = json.loads(found.decode(errors="replace"))
-    if settings.json:
-        print_json(ticket)
-        return
-    user, is_open = ticket["user"], ticket["status_id"] == OPEN
-    closed = [] if is_open else [Field("Closed", ticket["updated_at"])]
-    fields = [
-        Field("Ticket", ticket["id"]),
-        Field("Subject", ticket["subject"]),
-        Field("Status", ticket["status"], TICKET_STYLES[ticket["status"]]),
-        Field("Created", ticket["created_at"]),
-        *closed,
-        Field("Customer", f"{user['name']} <{user['email']}>, id {user['id']}"),
-    ]
-    print(*field_lines(fields), "", sep="\n")
-    for paragraph in ticket["content"].splitlines():
-        print(*wrap_for_terminal(printable(paragraph)), sep="\n")
-
-
-def command_stats(settings: Settings) -> int:
-    """Show how the desk stands, once or until Ctrl-C."""
-    if settings.watch:
-        watch_desk(settings)
-    elif settings.json:
-        print_json(read_overview(settings))
-    else:
-        print(*overview_lines(read_overview(settings)), sep="\n")
-    return 0
-
-
-def read_overview(settings: Settings) -> dict[str, Any]:
-    """Return the figures of the desk at this moment; it is opened anew, as it may have been restored since the last time."""
-    with closing(open_desk(settings)) as db, explained(settings.db):
-        return desk_overview(db, wall_microseconds())
-
-
-def show_age(seconds: int) -> str:
-    """Write how long something took in its largest unit and the next: `2d 4h`, `5m 10s`, `0s`."""
-    parts: list[tuple[int, str]] = []
-    for unit, size in DURATION_UNITS:
-        number, seconds = divmod(seconds, size)
-        parts += [(number, unit)] if number or parts else []
-    return " ".join(f"{number}{unit}" for number, unit in parts[:2] if number) or "0s"
-
-
-def overview_lines(overview: Mapping[str, Any]) -> list[str]:
-    """Return the figures of the desk for people."""
-    counts = [f"{overview[f'total_{name}tickets']:,}" for name in ("unprocessed_", "processed_", "")]
-    waiting, closed, total = (count.rjust(max(map(len, counts))) for count in counts)
-    oldest = last = top = None
-    if overview["oldest_open_at"]:
-        age = show_age(overview["oldest_open_age"])
-        oldest = f"ticket {overview['oldest_open_id']}, for {age}, since {short_time(overview['oldest_open_at'])}"
-    if overview["last_closed_at"]:
-        last = f"{show_age(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
-    if user := overview["top_user"]:
-        top = f"{user['name']} <{user['email']}>, {plural(user['tickets_count'], 'ticket')}"
-    return field_lines(
-        [
-            Field("Open", waiting, TICKET_STYLES["Open"]),
-            Field("Closed", closed, TICKET_STYLES["Closed"]),
-            Field("Total", total),
-            Field("Oldest open", oldest),
-            Field("Last closed", last),
-            Field("Last hour", f"{overview['opened_last_hour']:,} arrived, {overview['closed_last_hour']:,} closed"),
-            Field("Top customer", top),
-        ]
-    )
-
-
-def watch_desk(settings: Settings) -> None:
-    """Show the desk again and again until Ctrl-C: in place on a terminal, elsewhere each time that it has changed."""
-    in_place = is_smart_terminal() and not settings.json
-    if in_place:  # what the terminal shows moves up, where it can be read again
-        print("\n" * shutil.get_terminal_size().lines, end="")
-    shown: dict[str, Any] = {}
-    with suppress(KeyboardInterrupt):
-        while True:
-            overview = read_overview(settings)
-            facts = {name: value for name, value in overview.items() if not name.endswith("_age")}
-            if in_place:
-                draw_overview(settings, overview)
-            elif facts != shown:
-                print(json.dumps(overview) if settings.json else "\n".join([*overview_lines(overview), ""]))
-            shown = facts
-            wait_for_more(WATCH_SECONDS)
-    if in_place:
-        print("\r\x1b[K", end="")  # takes away the ^C of the terminal
-
-
-def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
-    """Write the figures over those before them, in one piece, so that nothing flickers; the cursor ends below them.
-
-    It is never hidden, so that whatever ends this program leaves it as it was.
-    """
-    columns, rows = shutil.get_terminal_size()
-    title = printable(f"{settings.db.name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
-    lines = [painter()(wrap_text(title, columns)[0], "dim"), "", *overview_lines(overview)]
-    print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
-
-
-def command_token_create(settings: Settings) -> int:
-    """Make a token; its secret is printed once."""
-    with closing(open_database(settings.db, "desk")) as db:
-        token = create_token(db, settings.user, settings.name, settings.ability, settings.expires, wall_microseconds())
-    if settings.json:
-        print_json(token)
-        return 0
-    expires = f"expires {token['expires_at']}" if token["expires_at"] else "does not expire"
-    hint(f"Token {token['id']} of {settings.user} for {', '.join(settings.ability)}; {expires}. It is shown only once:")
-    print(token["token"])
-    return 0
-
-
-def command_token_list(settings: Settings) -> int:
-    """List the tokens, without their secrets."""
-    with closing(open_database(settings.db, "desk")) as db:
-        tokens = [{**dict(row), "abilities": json.loads(row["abilities"])} for row in list_tokens(db)]
-    if settings.json:
-        print_json(tokens)
-    elif tokens:
-        Table([name.upper() for name in tokens[0]]).show(list(map(token_cells, tokens)))
-    else:
-        print("No tokens")
-    return 0
-
-
-def token_cells(token: Mapping[str, Any]) -> list[Any]:
-    """Return what the table shows of a token."""
-    texts = {name: short_time(value) for name, value in token.items() if name.endswith("_at")}
-    return list({**token, "abilities": ",".join(token["abilities"]), **texts}.values())
-
-
-def command_token_revoke(settings: Settings, token_id: int) -> int:
-    """Delete a token."""
-    with closing(open_database(settings.db, "desk")) as db:
-        revoke_token(db, token_id)
-    if settings.json:
-        print_json({"revoked": token_id})
-    else:
-        print(f"Revoked token {token_id}")
-    return 0
-
-
-def command_token_prune(settings: Settings) -> int:
-    """Delete the tokens that have expired."""
-    with closing(open_database(settings.db, "desk")) as db:
-        pruned = prune_tokens(db, wall_microseconds())
-    if settings.json:
-        print_json({"pruned": pruned})
-    else:
-        print(f"Pruned {plural(pruned, 'token')}")
-    return 0
-
-
-def command_audit(settings: Settings) -> int:
-    """Show the audit log, newest first; with --follow oldest first and on and on."""
-    wanted = audit_filter(settings, wall_microseconds())
-    show = print_json_lines if settings.json else audit_table()
-    if settings.follow:
-        with suppress(KeyboardInterrupt):
-            follow_log(settings, wanted, show)
-        return 0
-    db, shown = open_log(settings), False
-    if db:
-        with closing(db), explained(settings.audit_db):
-            for page in newest_audits(db, wanted, settings.audit_limit):
-                show(page)
-                shown = True
-    if not shown and not settings.json:
-        print("No audits")
-    return 0
-
-
-def open_log(settings: Settings) -> sqlite3.Connection | None:
-    """Open the audit log to read it; None while there is none, but then the desk must be one, or --db is mistyped."""
-    db = open_read_only(settings.audit_db, "audit")
-    if db is None:
-        desk = open_read_only(settings.db, "desk")
-        if desk:
-            desk.close()
-    return db
-
-
-def audit_filter(settings: Settings, now: int) -> AuditFilter:
-    """Return what the options ask for. Raises NotFound for an address that no user has."""
-    user_id, since = settings.audit_user, now - settings.audit_since * MICROSECONDS if settings.audit_since else None
-    if isinstance(user_id, str):
-        user_id = find_user_id(settings, user_id)
-    return make_audit_filter(user_id, settings.audit_token, settings.audit_status, settings.audit_path, since)
-
-
-def find_user_id(settings: Settings, email: str) -> int:
-    """Return the id of the user with an address; the desk is only read. Raises NotFound."""
-    desk = open_read_only(settings.db, "desk")
-    if desk:
-        with closing(desk), explained(settings.db):
-            user = find_user_by_email(desk, email)
-        if user:
-            return int(user["id"])
-    raise NotFound(f"no user of {settings.db} has the address {email}; `token list` shows those who have tokens")
-
-
-def follow_log(settings: Settings, wanted: AuditFilter, show: Callable[[Sequence[sqlite3.Row]], object]) -> None:
-    """Show the newest rows and those that come, until somebody ends it; wait for a log that is not there yet."""
-    db = open_log(settings)
-    if db is None:
-        hint(f"Waiting for {settings.audit_db}, which `serve` makes")
-    while db is None:
-        wait_for_more(FOLLOW_SECONDS)
-        db = open_log(settings)
-    with closing(db), explained(settings.audit_db):
-        for page in follow_audits(db, wanted, settings.audit_limit):
-            if page:
-                show(page)
-            else:
-                wait_for_more(FOLLOW_SECONDS)
-
-
-def wait_for_more(seconds: float) -> None:
-    """Send what was printed and wait so many seconds, but no longer than somebody reads it: raises BrokenPipeError."""
-    sys.stdout.flush()
-    output = sys.stdout.fileno()
-    if not stat.S_ISFIFO(os.fstat(output).st_mode):
-        time.sleep(seconds)
-        return
-    poll = select.poll()
-    poll.register(output, 0)  # for POLLERR and POLLHUP, which come unasked
-    if poll.poll(seconds * 1000):
-        raise BrokenPipeError
-
-
-def print_json_lines(rows: Sequence[sqlite3.Row]) -> None:
-    """Print rows of the audit log as JSON Lines, a row a line; what is no ASCII is escaped (https://jsonlines.org)."""
-    for row in rows:
-        print(json.dumps(audit_resource(row)))
-
-
-def audit_table() -> Callable[[Sequence[sqlite3.Row]], None]:
-    """Return what prints rows of the audit log as columns, page by page."""
-    titles = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
-    table = Table(titles, lambda column, text: STATUS_STYLES.get(text[:1], "") if column == 1 else "")
-    return lambda rows: table.show(list(map(audit_cells, rows)))
-
-
-STATUS_STYLES = {"4": "yellow", "5": "red"}
-
-
-def audit_cells(row: sqlite3.Row) -> list[Any]:
-    """Return what the table shows of a row."""
-    names = ("status_code", "method", "path", "user_id", "token_id", "ip_address", "duration_ms", "user_agent")
-    return [short_time(row["created_at"]), *(row[name] for name in names)]
-
-
-def command_audit_prune(settings: Settings) -> int:
-    """Delete the rows of the audit log that are older than a time, in small steps."""
-    if settings.older_than is None:
-        raise UsageError("audit prune needs --older-than, which says what goes: --older-than 90d")
-    if not settings.older_than:
-        raise UsageError("--older-than 0 would delete the whole log; give a time, such as 90d")
-    before = format_time(wall_microseconds() - settings.older_than * MICROSECONDS)
-    there, pruned = open_log(settings), 0
-    if there:
-        there.close()
-        with closing(open_database(settings.audit_db, "audit")) as db, explained(settings.audit_db):
-            pruned = prune_log(db, before)
-    if settings.json:
-        print_json({"pruned": pruned})
-    else:
-        print(f"Pruned {plural(pruned, 'audit')}")
-    return 0
-
-
-def prune_log(db: sqlite3.Connection, before: str) -> int:
-    """Delete the rows from before a time step by step; return how many. Others may write between two steps."""
-    pruned = 0
-    with Progress(count_old_audits(db, before), sys.stderr, time.monotonic, "audits") as progress:
-        while deleted := prune_audits(db, before, AUDIT_STEP):
-            pruned += deleted
-            progress(pruned)
-            time.sleep(AUDIT_PAUSE)
-    return pruned
-
-
-LEVEL_STYLES = {OK: "", NOTE: "yellow", WRONG: "red"}
-
-
-def command_check(settings: Settings) -> int:
-    """Check everything, after a repair if asked for; 1 when anything is wrong."""
-    findings = check_everything(settings)
-    if settings.repair:
-        findings = [repair_counters(settings.db, findings), *check_everything(settings)]
-    sound = all(finding.level != WRONG for finding in findings)
-    if settings.json:
-        print_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
-        return 0 if sound else 1
-    paint = painter()
-    for level, file, check, detail in findings:
-        print(paint(f"{level:5}", LEVEL_STYLES[level]) + one_line(f"  {': '.join(filter(None, (file, check, detail)))}"))
-    return 0 if sound else 1
-
-
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes away what is half done."""
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def show_size(size: int) -> str:
-    """Write a number of bytes for people."""
-    unit, scale = ("kB", 10**3) if size < 10**6 else ("MB", 10**6) if size < 10**9 else ("GB", 10**9)
-    return f"{size / scale:.1f} {unit}"
-
-
-def command_backup(settings: Settings, destination: str) -> int:
-    """Copy the desk, and its audit log if asked for, while others use them."""
-    backups = plan_backups(settings, destination)
-    total = sum(backup.source.stat().st_size for backup in backups)
-    progress = Progress(total // 10**6, sys.stderr, time.monotonic, "MB")
-    try:
-        with signals_interrupt(), progress:
-            copies = make_backup(backups, settings.force, lambda done: progress(done // 10**6), progress.note)
-    except KeyboardInterrupt:
-        raise TicketApiError("interrupted; no half backup is left") from None
-    if settings.audit and len(backups) == 1:
-        hint(f"There is no audit log at {settings.audit_db} yet; the desk alone was copied")
-    if settings.json:
-        print_json(backup_record(backups, copies))
-        return 0
-    for backup, copy in zip(backups, copies, strict=True):
-        rows = plural(copy.rows, "ticket" if backup.part == "desk" else "request")
-        print(one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified"))
-    return 0
-
-
-def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str, Any]:
-    """Return what a backup reports as JSON; what belongs to the audit log is null when that was not copied."""
-    record = {"db": str(backups[0].destination), "tickets": copies[0].rows, "bytes": copies[0].bytes}
-    if len(backups) == 1:
-        return {**record, "audit_db": None, "requests": None, "audit_bytes": None}
-    return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
-
-
-def command_serve(settings: Settings) -> int:
-    """Serve the API until SIGTERM or SIGINT."""
-    if bottle is None or importlib.util.find_spec("waitress") is None:
-        raise TicketApiError("serve needs the packages bottle and waitress: pip install bottle waitress, or use the .pyz")
-    configure_log(settings.log_level)
-    with closing(open_database(settings.db, "desk")) as db:
-        lock_desk(settings.db)
-        sockets = inherited_sockets(os.environ) or [bind_socket(settings.host, settings.port)]
-        url = socket_url(sockets[0])
-        if settings.demo:
-            fill_demo_desk(db, settings, url)
-        else:
-            suggest_next_steps(db, settings)
-    serve(settings, sockets, url)
-    return 0
-
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> None:
-    """Run server and scheduler until a signal, and tell systemd how they are."""
-    clock, readers = Clock(), Readers(settings.db)
-    audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
-    for path in (settings.db, settings.audit_db):
-        warn_of_other_readers(path)
-    traffic, stop = Traffic(clock.wall()), threading.Event()
-    scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
-    app = make_app(settings, readers, audit, clock, traffic, scheduler)
-    server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), traffic.refuse)
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: stop_once(server))
-
-    def beat() -> None:
-        audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
-        if scheduler.alive(clock.monotonic()):
-            notify_systemd(os.environ, "WATCHDOG=1")
-
-    scheduler.start()
-    print(f"Listening on {url}", flush=True)
-    page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
-    log.info("ticketapi %s serves %s with %s%s", __version__, settings.db, describe_schedule(settings), page)
-    notify_systemd(os.environ, "READY=1")
-    server.run(beat)
-    notify_systemd(os.environ, "STOPPING=1")
-    scheduler.stop()
-    readers.close()
-    audit.close()
-    log.info("stopped")
-
-
-def warn_of_other_readers(path: Path) -> None:
-    """Log a warning when others than its owner may read or write a file."""
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        log.warning("%s is open to other users (mode %04o): chmod 600 %s", path, mode, path)
-
-
-def stop_once(server: Server) -> None:
-    """Ask the server to stop; another signal ends the process at once."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    server.stop()
-
-
-def describe_schedule(settings: Settings) -> str:
-    """Return what the scheduler does, for the log."""
-    if settings.no_scheduler:
-        return "no scheduler"
-    kept = f", audit rows kept for {settings.audit_keep} s" if settings.audit_keep else ""
-    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never){kept}"
-
-
-def fill_demo_desk(db: sqlite3.Connection, settings: Settings, url: str) -> None:
-    """Fill an empty desk, make a token and say how to use it; leave any other desk alone."""
-    now = wall_microseconds()
-    if newest_ticket(db)[0]:
-        hint(f"{settings.db} has tickets already, so --demo changes nothing. A token: {program_call(settings, 'token create')}")
-        return
-    made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, now, DEMO_SEED)
-    token = create_token(db, settings.user, "demo", DEMO_ABILITIES, 0, now)
-    hint(f"The desk has {made} tickets of the last {DEMO_DAYS} days, {closed} of them closed. Try, with a token of its own:")
-    hint(f"  curl -H 'Authorization: Bearer {token['token']}' {url}/api/stats")
-    hint(f"Open {url}/ and paste the token: {token['token']}")
-
-
-def suggest_next_steps(db: sqlite3.Connection, settings: Settings) -> None:
-    """Say what to do first on a desk without tickets or tokens."""
-    if not newest_ticket(db)[0]:
-        hint(f"The desk is empty. Tickets now: {program_call(settings, 'generate --count 50')}")
-    if not has_tokens(db):
-        hint(f"There is no token yet. The API asks for one: {program_call(settings, 'token create')}")
-
-
-class OneLine(logging.Formatter):
-    """Writes each record, its traceback included, as one line of printable text, as journald likes it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Fold the lines of a record."""
-        return one_line(super().format(record))
-
-
-def configure_log(level: str) -> None:
-    """Send the log to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-
-
-class Command(NamedTuple):
-    """One command: its words, what it runs, its help, its options and examples."""
-
-    words: str
-    run: Callable[..., int]
-    help: str
-    options: tuple[str, ...]
-    examples: tuple[str, ...]
-
-
-SERVE_OPTIONS = (
-    "db host port rate threads no_scheduler generate_every process_every audit_keep cors_origin trusted_proxy log_level demo"
-)
-GROUPS = (
-    ("Run it", ("serve",)),
-    ("Tickets", ("generate", "process", "tickets", "stats")),
-    ("Access", ("token",)),
-    ("Look after it", ("audit", "check", "backup")),
-)  # of commands, by their first words
-AUDIT_OPTIONS = "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json"
-COMMANDS = (
-    Command(
-        "serve",
-        command_serve,
-        "answer HTTP requests and let the desk live",
-        tuple(SERVE_OPTIONS.split()),
-        ("serve --demo", "serve --port 9000 --rate 0", "serve --db /srv/desk.db --generate-every 10s --process-every 15s"),
-    ),
-    Command(
-        "generate",
-        command_generate,
-        "add tickets now, or a history of them",
-        ("db", "count", "seed", "since", "json"),
-        ("generate --count 50", "generate --count 1000000 --seed 7", "generate --count 10000 --since 90d"),
-    ),
-    Command(
-        "process",
-        command_process,
-        "close the oldest open tickets",
-        ("db", "count", "json"),
-        ("process", "process --count 100 --json"),
-    ),
-    Command(
-        "tickets",
-        command_tickets,
-        "list the open or the closed tickets, or show one",
-        ("db", "tickets_limit", "json"),
-        ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
-    ),
-    Command(
-        "stats",
-        command_stats,
-        "show how many tickets wait, for how long, and who wrote most",
-        ("db", "watch", "json"),
-        ("stats", "stats --watch", "stats --json"),
-    ),
-    Command(
-        "token create",
-        command_token_create,
-        "make a token; it is printed once",
-        ("db", "name", "user", "ability", "expires", "json"),
-        ("token create", "token create --user ann@example.com --name dashboard --expires 30d"),
-    ),
-    Command(
-        "token list",
-        command_token_list,
-        "list tokens, without their secrets",
-        ("db", "json"),
-        ("token list", "token list --json"),
-    ),
-    Command(
-        "token revoke",
-        command_token_revoke,
-        "delete a token, at once for a running server too",
-        ("db", "json"),
-        ("token revoke 3",),
-    ),
-    Command(
-        "token prune",
-        command_token_prune,
-        "delete the tokens that have expired",
-        ("db", "json"),
-        ("token prune",),
-    ),
-    Command(
-        "audit",
-        command_audit,
-        "show the audit log, newest first",
-        tuple(AUDIT_OPTIONS.split()),
-        ("audit --status 4xx --since 1h", "audit --user ann@example.com --path /tickets/closed", "audit --follow --json"),
-    ),
-    Command(
-        "audit prune",
-        command_audit_prune,
-        "delete old rows of the audit log, also beside a running server",
-        ("db", "older_than", "json"),
-        ("audit prune --older-than 90d",),
-    ),
-    Command(
-        "check",
-        command_check,
-        "look for damage, wrong counters, open file modes and known problems",
-        ("db", "repair", "json"),
-        ("check", "check --repair", "check --json"),
-    ),
-    Command(
-        "backup",
-        command_backup,
-        "copy the desk, while a server runs",
-        ("db", "audit", "force", "json"),
-        ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
-    ),
-)
 
 
 def read_token_id(text: str) -> int:
@@ -6267,7 +5368,7 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
     if command.words == "backup":
         parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
     add_options(parser, command.options)
-    parser.set_defaults(run=command.run, options=command.options, words=command.words)
+    parser.set_defaults(options=command.options, words=command.words)
     return parser
 
 
@@ -6276,10 +5377,873 @@ def example_text(examples: Sequence[str]) -> str:
     return "examples:\n" + "\n".join(f"  ticketapi {line}" for line in examples)
 
 
+def program_call(settings: Settings, words: str) -> str:
+    """Return a command line that can be pasted, for the program and the desk as they were called."""
+    program = sys.argv[0]
+    name = f"python3 {shlex.quote(program)}" if program.endswith((".py", ".pyz")) else "ticketapi"
+    path = "" if settings.db == Settings().db else f" --db {shlex.quote(str(settings.db))}"
+    return f"{name} {words}{path}"
+
+
+# Values -------------------------------------------------------------------------------------------
+
+
+def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
+    """Return an option's value by flag, then environment; None when neither gives one."""
+    source, texts = option.flag, given
+    if given is None:
+        source, text = option.variable, environ.get(option.variable, "")
+        texts = text.split(",") if option.repeatable and text else text or None
+    if texts is None or texts is True:
+        return texts
+    read = option.read or read_switch
+    try:
+        if not option.repeatable:
+            return read(texts)
+        values = tuple(read(text.strip()) for text in texts)
+        if read is read_origin and "off" in values and len(values) > 1:
+            raise ValueError("off stands alone")
+        return values
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """Return the settings of a run: flag, then TICKETAPI_* variable, then default.
+
+    What `audit prune` has from before its second word, `audit --user 7 prune`, must not be ignored: more would be deleted.
+    """
+    for name, option in OPTIONS.items():
+        if name in args and name not in args.options:
+            raise UsageError(f"{option.flag} does not go with `{args.words}` (see ticketapi {args.words} --help)")
+    read = {name: read_option(OPTIONS[name], getattr(args, name, None), environ) for name in args.options}
+    return Settings(**{name: value for name, value in read.items() if value is not None})
+
+
+# ======================================================================================================================
+# Room 17. Terminal: tables, colours, wrapped text, progress, the log on standard error. Prints.
+# ======================================================================================================================
+
+
+def one_line(text: str) -> str:
+    """Fold a text into one line and escape what a terminal would act on."""
+    return escape(" | ".join(text.splitlines()))
+
+
+def hint(text: str) -> None:
+    """Tell a person something that is not the result."""
+    print(one_line(text), file=sys.stderr)
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2))
+
+
+def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
+    """Print a JSON array page by page, as `print_json` would print it whole."""
+    separator = "["
+    for record in (record for page in pages for record in page):
+        text = json.dumps(record, indent=2).replace("\n", "\n  ")
+        print(f"{separator}\n  {text}", end="")
+        separator = ","
+    print("[]" if separator == "[" else "\n]")
+
+
+def show_size(size: int) -> str:
+    """Write a number of bytes for people."""
+    unit, scale = ("kB", 10**3) if size < 10**6 else ("MB", 10**6) if size < 10**9 else ("GB", 10**9)
+    return f"{size / scale:.1f} {unit}"
+
+
+def show_age(seconds: int) -> str:
+    """Write how long something took in its largest unit and the next: `2d 4h`, `5m 10s`, `0s`."""
+    parts: list[tuple[int, str]] = []
+    for unit, size in DURATION_UNITS:
+        number, seconds = divmod(seconds, size)
+        parts += [(number, unit)] if number or parts else []
+    return " ".join(f"{number}{unit}" for number, unit in parts[:2] if number) or "0s"
+
+
+def short_time(text: str | None) -> str | None:
+    """Return a time of the API to the second."""
+    return f"{text[:19]}Z" if text else None
+
+
+def wait_for_more(seconds: float) -> None:
+    """Send what was printed and wait so many seconds, but no longer than somebody reads it: raises BrokenPipeError."""
+    sys.stdout.flush()
+    output = sys.stdout.fileno()
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        time.sleep(seconds)
+        return
+    poll = select.poll()
+    poll.register(output, 0)  # for POLLERR and POLLHUP, which come unasked
+    if poll.poll(seconds * 1000):
+        raise BrokenPipeError
+
+
 def discard_output() -> None:
     """Send what is still in the buffer of standard output nowhere, or Python would complain about it at its end."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Progress -----------------------------------------------------------------------------------------
+
+INTERRUPTED = "interrupted; what was committed before is kept"
+
+
+class Progress:
+    """A line on a terminal that tells of long work: done, rate, time left. Silent elsewhere, and for the first second."""
+
+    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float], unit: str = "tickets") -> None:
+        """Begin to count; the clock gives seconds."""
+        self.total, self.stream, self.clock, self.unit = total, stream, clock, unit
+        self.started = clock()
+        self.done = 0
+        self._shown = False
+
+    def __enter__(self) -> Progress:
+        """Give what is to be called with the number done."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the line away, whether the work is done or has failed."""
+        if self._shown:
+            self._show("")
+
+    def __call__(self, done: int) -> None:
+        """Show how far the work is."""
+        self.done = done
+        passed = self.clock() - self.started
+        if self.stream.isatty() and passed >= 1 and 0 < done < self.total:
+            left = passed / done * (self.total - done)
+            self._show(f"{done:,} of {self.total:,} {self.unit}, {done / passed:,.0f} a second, {left:.0f} s left")
+
+    @contextmanager
+    def told(self, path: Path) -> Iterator[None]:
+        """Let a failure in a block of work on a desk tell how much was committed before it."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise self._add_what_is_done(TicketApiError(INTERRUPTED)) from error
+        except SQLITE_FAILURES as error:
+            raise self._add_what_is_done(explain_sqlite_error(error, path)) from error
+
+    def _add_what_is_done(self, failure: TicketApiError) -> TicketApiError:
+        """Add to a failure's text how much was done before it, if anything was."""
+        if self.done:
+            failure.args = (f"{failure} ({self.done:,} of {self.total:,} {self.unit} were committed)",)
+        return failure
+
+    def note(self, text: str) -> None:
+        """Show what is being done now, where there is nothing to count."""
+        if self.stream.isatty() and self.clock() - self.started >= 1:
+            self._show(one_line(text))
+
+    def _show(self, line: str) -> None:
+        """Put a text in the place of the line."""
+        self._shown = True
+        self.stream.write(f"\r\x1b[K{line}")
+        self.stream.flush()
+
+
+# Colours and columns ------------------------------------------------------------------------------
+
+STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # SGR parameters of ECMA-48
+MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
+
+
+def is_smart_terminal() -> bool:
+    """Tell whether standard output is a terminal that knows escape sequences."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def painter() -> Callable[[str, str], str]:
+    """Return what gives a text a style, or leaves it alone: where no terminal reads it and with NO_COLOR (no-color.org)."""
+    if os.environ.get("NO_COLOR") or not is_smart_terminal():
+        return lambda text, style: text
+    return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[m" if text and style else text
+
+
+def printable(value: Any) -> str:
+    """Return a value as a text that a terminal only shows, of characters that standard output can write; None is a dash."""
+    text, encoding = "-" if value is None else escape(str(value)), sys.stdout.encoding or "utf-8"
+    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def char_columns(char: str) -> int:
+    """Return how many columns of a terminal a printable character takes (https://www.unicode.org/reports/tr11/)."""
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def text_columns(text: str) -> int:
+    """Return how many columns of a terminal a printable text takes."""
+    return len(text) if text.isascii() else sum(map(char_columns, text))
+
+
+def fit_text(text: str, width: int, mark: str = "…") -> str:
+    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
+    if text_columns(text) <= width:
+        return text
+    ends = list(accumulate(map(char_columns, text)))
+    return text[: bisect_right(ends, width - 1)].rstrip() + mark
+
+
+def wrap_text(text: str, width: int) -> list[str]:
+    """Break a printable text into lines of so many columns at most, between words where that can be."""
+    if text_columns(text) <= width:
+        return [text]
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if text_columns(joined) <= width:
+            line = joined
+            continue
+        lines += [line] if line else []
+        while text_columns(word) > width:
+            end = max(1, bisect_right(list(accumulate(map(char_columns, word))), width))
+            lines.append(word[:end])
+            word = word[end:]
+        line = word
+    return [*lines, line]
+
+
+def wrap_for_terminal(text: str, indent: int = 0) -> list[str]:
+    """Return the lines of a printable text: several on a terminal that is too narrow for it, one elsewhere."""
+    return wrap_text(text, max(1, shutil.get_terminal_size().columns - indent)) if sys.stdout.isatty() else [text]
+
+
+class Table:
+    """Prints rows as columns under titles, page by page; on a terminal none is longer than a line of it."""
+
+    def __init__(self, titles: Sequence[str], style: Callable[[int, str], str] = lambda column, text: "") -> None:
+        """Begin with columns as wide as their titles, which values widen; `style` gives the style of a text in a column."""
+        self.titles, self.style = titles, style
+        self.widths = list(map(len, titles))
+        self.terminal, self.paint = sys.stdout.isatty(), painter()
+        self.mark = "…" if printable("…") == "…" else "~"
+        self._begun = False
+
+    def show(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Print some rows, the first time with titles."""
+        lines = [list(map(printable, row)) for row in rows]
+        widest = [min(MAX_COLUMN, max(map(text_columns, column))) for column in zip(*lines, strict=True)]
+        self.widths = list(map(max, self.widths, widest))
+        if not self._begun:
+            print(self._line(self.titles, lambda column, text: "bold"))
+        self._begun = True
+        for line in lines:
+            print(self._line(line, self.style))
+
+    def _line(self, cells: Sequence[str], style: Callable[[int, str], str]) -> str:
+        """Return one line, cut where a terminal ends and coloured after that."""
+        shown = [*cells]
+        if self.terminal:
+            shown[:-1] = [fit_text(text, width, self.mark) for text, width in zip(cells[:-1], self.widths, strict=False)]
+        padded = [text + " " * (width - text_columns(text)) for text, width in zip(shown[:-1], self.widths, strict=False)]
+        line = "  ".join((*padded, shown[-1])).rstrip()
+        if not self.terminal:
+            return line
+        line = fit_text(line, shutil.get_terminal_size().columns, self.mark)
+        starts = list(accumulate((len(text) + 2 for text in padded), initial=0))
+        for column, start in reversed(list(enumerate(starts))):  # from the end, so that the places before it stay
+            end = start + len(shown[column])
+            line = line[:start] + self.paint(line[start:end], style(column, cells[column])) + line[end:]
+        return line
+
+
+class Field(NamedTuple):
+    """A line of what is said of one thing."""
+
+    label: str
+    value: str | int | None
+    style: str = ""
+
+
+def field_lines(fields: Sequence[Field]) -> list[str]:
+    """Return fields below each other; on a terminal what does not fit a line goes on below itself."""
+    paint, indent = painter(), max(len(field.label) for field in fields) + 2
+    lines = []
+    for label, value, style in fields:
+        first, *rest = wrap_for_terminal(printable(value), indent)
+        lines.append(paint(label, "bold") + " " * (indent - len(label)) + paint(first, style))
+        lines += [" " * indent + paint(line, style) for line in rest]
+    return lines
+
+
+# The log ------------------------------------------------------------------------------------------
+
+
+class OneLine(logging.Formatter):
+    """Writes each record, its traceback included, as one line of printable text, as journald likes it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Fold the lines of a record."""
+        return one_line(super().format(record))
+
+
+def configure_log(level: str) -> None:
+    """Send the log to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+# ======================================================================================================================
+# Room 18. Commands: one function for each, and main. Prints.
+# ======================================================================================================================
+
+DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
+DEMO_ABILITIES = (READ_TICKETS, READ_AUDITS, READ_METRICS)  # all that there is to see
+WATCH_SECONDS = 2.0  # between two looks at the desk
+FOLLOW_SECONDS = 0.5  # between two looks for new rows
+TICKET_STYLES = {"Open": "yellow", "Closed": "green"}
+STATUS_STYLES = {"4": "yellow", "5": "red"}
+LEVEL_STYLES = {OK: "", NOTE: "yellow", WRONG: "red"}
+
+
+# generate, process --------------------------------------------------------------------------------
+
+
+def command_generate(settings: Settings) -> int:
+    """Add tickets now, or a history of them."""
+    if settings.count < 1:
+        raise UsageError("Invalid ticket count: --count must be 1 or more")
+    if settings.count > settings.since * MICROSECONDS // 2 > 0:
+        raise UsageError("Invalid ticket count: --count is too many for so short a --since")
+    seed = secrets.randbits(63) if settings.seed is None else settings.seed
+    now, progress = wall_microseconds(), Progress(settings.count, sys.stderr, time.monotonic)
+    with closing(open_database(settings.db, "desk")) as db, progress, progress.told(settings.db):
+        closed = 0
+        if settings.since:
+            made, closed = generate_history(db, settings.count, settings.since, now, seed, progress)
+        else:
+            made = generate_tickets(db, settings.count, now, seed, progress)
+    if settings.json:
+        print_json({"generated": made, "closed": closed})
+    else:
+        print(f"Generated {plural(made, 'ticket')}")
+        if settings.since:
+            print(f"Closed {plural(closed, 'ticket')}")
+    return 0
+
+
+def command_process(settings: Settings) -> int:
+    """Close the oldest open tickets."""
+    with closing(open_database(settings.db, "desk")) as db:
+        total = min(settings.count, count_tickets(db, OPEN))
+        progress = Progress(total, sys.stderr, time.monotonic)
+        with progress, progress.told(settings.db):
+            ids = process_tickets(db, settings.count, wall_microseconds(), progress)
+    if settings.json:
+        print_json({"processed": len(ids), "ticket_ids": ids})
+    elif ids:
+        print(f"Processed {plural(len(ids), 'ticket')}")
+        print(f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}")
+    else:
+        print("No tickets to process")
+    return 0
+
+
+# tickets, stats -----------------------------------------------------------------------------------
+
+
+def open_desk(settings: Settings) -> sqlite3.Connection:
+    """Open the desk to read its tickets; nothing is created or upgraded. Raises TicketApiError where there is none."""
+    with explained(settings.db):
+        db = open_tickets_reader(settings.db)
+    if db is None:
+        fix = f"--db names its file, and this makes one: {program_call(settings, 'generate --count 50')}"
+        raise TicketApiError(f"there is no desk at {settings.db}; {fix}")
+    return db
+
+
+def command_tickets(settings: Settings, which: str | int) -> int:
+    """List the open or the closed tickets, or show the one with an id."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        if isinstance(which, int):
+            print_ticket(settings, find_ticket(db, which), which)
+        else:
+            list_tickets(settings, db, OPEN if which == "open" else CLOSED)
+    return 0
+
+
+def list_tickets(settings: Settings, db: sqlite3.Connection, status: int) -> None:
+    """Print the first tickets of a list; on a terminal tell how many more there are."""
+    pages = (walk_open_tickets if status == OPEN else walk_closed_tickets)(db, settings.tickets_limit)
+    if settings.json:
+        print_json_array(pages)
+        return
+    shown, total = print_tickets(pages, status), count_tickets(db, status)
+    if not shown:
+        print(f"No {'open' if status == OPEN else 'closed'} tickets")
+    elif shown < total and sys.stdout.isatty():
+        hint(f"{total - shown:,} more; --limit 0 shows all")
+
+
+def print_tickets(pages: Iterable[Sequence[Mapping[str, Any]]], status: int) -> int:
+    """Print tickets as columns, page by page; return how many. A closed ticket was updated last when it was closed."""
+    title, name = ("CREATED", "created_at") if status == OPEN else ("CLOSED", "updated_at")
+    styles = ("", TICKET_STYLES["Open" if status == OPEN else "Closed"], "dim", "", "")
+    table, shown = Table(("ID", "STATUS", title, "CUSTOMER", "SUBJECT"), lambda column, text: styles[column]), 0
+    for page in pages:
+        table.show([(one["id"], one["status"], short_time(one[name]), one["user"]["name"], one["subject"]) for one in page])
+        shown += len(page)
+    return shown
+
+
+def print_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
+    """Print all there is to know of one ticket, its text wrapped on a terminal. Raises NotFound."""
+    if found is None:
+        raise NotFound(f"no ticket has the id {ticket_id}; `tickets open` and `tickets closed` show those there are")
+    ticket = json.loads(found.decode(errors="replace"))
+    if settings.json:
+        print_json(ticket)
+        return
+    user, is_open = ticket["user"], ticket["status_id"] == OPEN
+    closed = [] if is_open else [Field("Closed", ticket["updated_at"])]
+    fields = [
+        Field("Ticket", ticket["id"]),
+        Field("Subject", ticket["subject"]),
+        Field("Status", ticket["status"], TICKET_STYLES[ticket["status"]]),
+        Field("Created", ticket["created_at"]),
+        *closed,
+        Field("Customer", f"{user['name']} <{user['email']}>, id {user['id']}"),
+    ]
+    print(*field_lines(fields), "", sep="\n")
+    for paragraph in ticket["content"].splitlines():
+        print(*wrap_for_terminal(printable(paragraph)), sep="\n")
+
+
+def command_stats(settings: Settings) -> int:
+    """Show how the desk stands, once or until Ctrl-C."""
+    if settings.watch:
+        watch_desk(settings)
+    elif settings.json:
+        print_json(read_overview(settings))
+    else:
+        print(*overview_lines(read_overview(settings)), sep="\n")
+    return 0
+
+
+def read_overview(settings: Settings) -> dict[str, Any]:
+    """Return the figures of the desk at this moment; it is opened anew, as it may have been restored since the last time."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        return desk_overview(db, wall_microseconds())
+
+
+def overview_lines(overview: Mapping[str, Any]) -> list[str]:
+    """Return the figures of the desk for people."""
+    counts = [f"{overview[f'total_{name}tickets']:,}" for name in ("unprocessed_", "processed_", "")]
+    waiting, closed, total = (count.rjust(max(map(len, counts))) for count in counts)
+    oldest = last = top = None
+    if overview["oldest_open_at"]:
+        age = show_age(overview["oldest_open_age"])
+        oldest = f"ticket {overview['oldest_open_id']}, for {age}, since {short_time(overview['oldest_open_at'])}"
+    if overview["last_closed_at"]:
+        last = f"{show_age(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
+    if user := overview["top_user"]:
+        top = f"{user['name']} <{user['email']}>, {plural(user['tickets_count'], 'ticket')}"
+    return field_lines(
+        [
+            Field("Open", waiting, TICKET_STYLES["Open"]),
+            Field("Closed", closed, TICKET_STYLES["Closed"]),
+            Field("Total", total),
+            Field("Oldest open", oldest),
+            Field("Last closed", last),
+            Field("Last hour", f"{overview['opened_last_hour']:,} arrived, {overview['closed_last_hour']:,} closed"),
+            Field("Top customer", top),
+        ]
+    )
+
+
+def watch_desk(settings: Settings) -> None:
+    """Show the desk again and again until Ctrl-C: in place on a terminal, elsewhere each time that it has changed."""
+    in_place = is_smart_terminal() and not settings.json
+    if in_place:  # what the terminal shows moves up, where it can be read again
+        print("\n" * shutil.get_terminal_size().lines, end="")
+    shown: dict[str, Any] = {}
+    with suppress(KeyboardInterrupt):
+        while True:
+            overview = read_overview(settings)
+            facts = {name: value for name, value in overview.items() if not name.endswith("_age")}
+            if in_place:
+                draw_overview(settings, overview)
+            elif facts != shown:
+                print(json.dumps(overview) if settings.json else "\n".join([*overview_lines(overview), ""]))
+            shown = facts
+            wait_for_more(WATCH_SECONDS)
+    if in_place:
+        print("\r\x1b[K", end="")  # takes away the ^C of the terminal
+
+
+def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
+    """Write the figures over those before them, in one piece, so that nothing flickers; the cursor ends below them.
+
+    It is never hidden, so that whatever ends this program leaves it as it was.
+    """
+    columns, rows = shutil.get_terminal_size()
+    title = printable(f"{settings.db.name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
+    lines = [painter()(wrap_text(title, columns)[0], "dim"), "", *overview_lines(overview)]
+    print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
+
+
+# token --------------------------------------------------------------------------------------------
+
+
+def command_token_create(settings: Settings) -> int:
+    """Make a token; its secret is printed once."""
+    with closing(open_database(settings.db, "desk")) as db:
+        token = create_token(db, settings.user, settings.name, settings.ability, settings.expires, wall_microseconds())
+    if settings.json:
+        print_json(token)
+        return 0
+    expires = f"expires {token['expires_at']}" if token["expires_at"] else "does not expire"
+    hint(f"Token {token['id']} of {settings.user} for {', '.join(settings.ability)}; {expires}. It is shown only once:")
+    print(token["token"])
+    return 0
+
+
+def command_token_list(settings: Settings) -> int:
+    """List the tokens, without their secrets."""
+    with closing(open_database(settings.db, "desk")) as db:
+        tokens = [{**dict(row), "abilities": json.loads(row["abilities"])} for row in list_tokens(db)]
+    if settings.json:
+        print_json(tokens)
+    elif tokens:
+        Table([name.upper() for name in tokens[0]]).show(list(map(token_cells, tokens)))
+    else:
+        print("No tokens")
+    return 0
+
+
+def token_cells(token: Mapping[str, Any]) -> list[Any]:
+    """Return what the table shows of a token."""
+    texts = {name: short_time(value) for name, value in token.items() if name.endswith("_at")}
+    return list({**token, "abilities": ",".join(token["abilities"]), **texts}.values())
+
+
+def command_token_revoke(settings: Settings, token_id: int) -> int:
+    """Delete a token."""
+    with closing(open_database(settings.db, "desk")) as db:
+        revoke_token(db, token_id)
+    if settings.json:
+        print_json({"revoked": token_id})
+    else:
+        print(f"Revoked token {token_id}")
+    return 0
+
+
+def command_token_prune(settings: Settings) -> int:
+    """Delete the tokens that have expired."""
+    with closing(open_database(settings.db, "desk")) as db:
+        pruned = prune_tokens(db, wall_microseconds())
+    if settings.json:
+        print_json({"pruned": pruned})
+    else:
+        print(f"Pruned {plural(pruned, 'token')}")
+    return 0
+
+
+# audit --------------------------------------------------------------------------------------------
+
+
+def command_audit(settings: Settings) -> int:
+    """Show the audit log, newest first; with --follow oldest first and on and on."""
+    wanted = audit_filter(settings, wall_microseconds())
+    show = print_json_lines if settings.json else audit_table()
+    if settings.follow:
+        with suppress(KeyboardInterrupt):
+            follow_log(settings, wanted, show)
+        return 0
+    db, shown = open_log(settings), False
+    if db:
+        with closing(db), explained(settings.audit_db):
+            for page in newest_audits(db, wanted, settings.audit_limit):
+                show(page)
+                shown = True
+    if not shown and not settings.json:
+        print("No audits")
+    return 0
+
+
+def open_log(settings: Settings) -> sqlite3.Connection | None:
+    """Open the audit log to read it; None while there is none, but then the desk must be one, or --db is mistyped."""
+    db = open_read_only(settings.audit_db, "audit")
+    if db is None:
+        desk = open_read_only(settings.db, "desk")
+        if desk:
+            desk.close()
+    return db
+
+
+def audit_filter(settings: Settings, now: int) -> AuditFilter:
+    """Return what the options ask for. Raises NotFound for an address that no user has."""
+    user_id, since = settings.audit_user, now - settings.audit_since * MICROSECONDS if settings.audit_since else None
+    if isinstance(user_id, str):
+        user_id = find_user_id(settings, user_id)
+    return make_audit_filter(user_id, settings.audit_token, settings.audit_status, settings.audit_path, since)
+
+
+def find_user_id(settings: Settings, email: str) -> int:
+    """Return the id of the user with an address; the desk is only read. Raises NotFound."""
+    desk = open_read_only(settings.db, "desk")
+    if desk:
+        with closing(desk), explained(settings.db):
+            user = find_user_by_email(desk, email)
+        if user:
+            return int(user["id"])
+    raise NotFound(f"no user of {settings.db} has the address {email}; `token list` shows those who have tokens")
+
+
+def follow_log(settings: Settings, wanted: AuditFilter, show: Callable[[Sequence[sqlite3.Row]], object]) -> None:
+    """Show the newest rows and those that come, until somebody ends it; wait for a log that is not there yet."""
+    db = open_log(settings)
+    if db is None:
+        hint(f"Waiting for {settings.audit_db}, which `serve` makes")
+    while db is None:
+        wait_for_more(FOLLOW_SECONDS)
+        db = open_log(settings)
+    with closing(db), explained(settings.audit_db):
+        for page in follow_audits(db, wanted, settings.audit_limit):
+            if page:
+                show(page)
+            else:
+                wait_for_more(FOLLOW_SECONDS)
+
+
+def print_json_lines(rows: Sequence[sqlite3.Row]) -> None:
+    """Print rows of the audit log as JSON Lines, a row a line; what is no ASCII is escaped (https://jsonlines.org)."""
+    for row in rows:
+        print(json.dumps(audit_resource(row)))
+
+
+def audit_table() -> Callable[[Sequence[sqlite3.Row]], None]:
+    """Return what prints rows of the audit log as columns, page by page."""
+    titles = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
+    table = Table(titles, lambda column, text: STATUS_STYLES.get(text[:1], "") if column == 1 else "")
+    return lambda rows: table.show(list(map(audit_cells, rows)))
+
+
+def audit_cells(row: sqlite3.Row) -> list[Any]:
+    """Return what the table shows of a row."""
+    names = ("status_code", "method", "path", "user_id", "token_id", "ip_address", "duration_ms", "user_agent")
+    return [short_time(row["created_at"]), *(row[name] for name in names)]
+
+
+def command_audit_prune(settings: Settings) -> int:
+    """Delete the rows of the audit log that are older than a time, in small steps."""
+    if settings.older_than is None:
+        raise UsageError("audit prune needs --older-than, which says what goes: --older-than 90d")
+    if not settings.older_than:
+        raise UsageError("--older-than 0 would delete the whole log; give a time, such as 90d")
+    before = format_time(wall_microseconds() - settings.older_than * MICROSECONDS)
+    there, pruned = open_log(settings), 0
+    if there:
+        there.close()
+        with closing(open_database(settings.audit_db, "audit")) as db, explained(settings.audit_db):
+            pruned = prune_log(db, before)
+    if settings.json:
+        print_json({"pruned": pruned})
+    else:
+        print(f"Pruned {plural(pruned, 'audit')}")
+    return 0
+
+
+def prune_log(db: sqlite3.Connection, before: str) -> int:
+    """Delete the rows from before a time step by step; return how many. Others may write between two steps."""
+    pruned = 0
+    with Progress(count_old_audits(db, before), sys.stderr, time.monotonic, "audits") as progress:
+        while deleted := prune_audits(db, before, AUDIT_STEP):
+            pruned += deleted
+            progress(pruned)
+            time.sleep(AUDIT_PAUSE)
+    return pruned
+
+
+# check, backup ------------------------------------------------------------------------------------
+
+
+def command_check(settings: Settings) -> int:
+    """Check everything, after a repair if asked for; 1 when anything is wrong."""
+    findings = check_everything(settings)
+    if settings.repair:
+        findings = [repair_counters(settings.db, findings), *check_everything(settings)]
+    sound = all(finding.level != WRONG for finding in findings)
+    if settings.json:
+        print_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
+        return 0 if sound else 1
+    paint = painter()
+    for level, file, check, detail in findings:
+        print(paint(f"{level:5}", LEVEL_STYLES[level]) + one_line(f"  {': '.join(filter(None, (file, check, detail)))}"))
+    return 0 if sound else 1
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes away what is half done."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def command_backup(settings: Settings, destination: str) -> int:
+    """Copy the desk, and its audit log if asked for, while others use them."""
+    backups = plan_backups(settings, destination)
+    total = sum(backup.source.stat().st_size for backup in backups)
+    progress = Progress(total // 10**6, sys.stderr, time.monotonic, "MB")
+    try:
+        with signals_interrupt(), progress:
+            copies = make_backup(backups, settings.force, lambda done: progress(done // 10**6), progress.note)
+    except KeyboardInterrupt:
+        raise TicketApiError("interrupted; no half backup is left") from None
+    if settings.audit and len(backups) == 1:
+        hint(f"There is no audit log at {settings.audit_db} yet; the desk alone was copied")
+    if settings.json:
+        print_json(backup_record(backups, copies))
+        return 0
+    for backup, copy in zip(backups, copies, strict=True):
+        rows = plural(copy.rows, "ticket" if backup.part == "desk" else "request")
+        print(one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified"))
+    return 0
+
+
+def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str, Any]:
+    """Return what a backup reports as JSON; what belongs to the audit log is null when that was not copied."""
+    record = {"db": str(backups[0].destination), "tickets": copies[0].rows, "bytes": copies[0].bytes}
+    if len(backups) == 1:
+        return {**record, "audit_db": None, "requests": None, "audit_bytes": None}
+    return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
+
+
+# serve --------------------------------------------------------------------------------------------
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def command_serve(settings: Settings) -> int:
+    """Serve the API until SIGTERM or SIGINT."""
+    if bottle is None or importlib.util.find_spec("waitress") is None:
+        raise TicketApiError("serve needs the packages bottle and waitress: pip install bottle waitress, or use the .pyz")
+    configure_log(settings.log_level)
+    with closing(open_database(settings.db, "desk")) as db:
+        lock_desk(settings.db)
+        sockets = inherited_sockets(os.environ) or [bind_socket(settings.host, settings.port)]
+        url = socket_url(sockets[0])
+        if settings.demo:
+            fill_demo_desk(db, settings, url)
+        else:
+            suggest_next_steps(db, settings)
+    serve(settings, sockets, url)
+    return 0
+
+
+def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> None:
+    """Run server and scheduler until a signal, and tell systemd how they are."""
+    clock, readers = Clock(), Readers(settings.db)
+    audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
+    for path in (settings.db, settings.audit_db):
+        warn_of_other_readers(path)
+    traffic, stop = Traffic(clock.wall()), threading.Event()
+    scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
+    app = make_app(settings, readers, audit, clock, traffic, scheduler)
+    server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), traffic.refuse)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: stop_once(server))
+
+    def beat() -> None:
+        audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
+        if scheduler.alive(clock.monotonic()):
+            notify_systemd(os.environ, "WATCHDOG=1")
+
+    scheduler.start()
+    print(f"Listening on {url}", flush=True)
+    page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
+    log.info("ticketapi %s serves %s with %s%s", __version__, settings.db, describe_schedule(settings), page)
+    notify_systemd(os.environ, "READY=1")
+    server.run(beat)
+    notify_systemd(os.environ, "STOPPING=1")
+    scheduler.stop()
+    readers.close()
+    audit.close()
+    log.info("stopped")
+
+
+def warn_of_other_readers(path: Path) -> None:
+    """Log a warning when others than its owner may read or write a file."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        log.warning("%s is open to other users (mode %04o): chmod 600 %s", path, mode, path)
+
+
+def stop_once(server: Server) -> None:
+    """Ask the server to stop; another signal ends the process at once."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    server.stop()
+
+
+def describe_schedule(settings: Settings) -> str:
+    """Return what the scheduler does, for the log."""
+    if settings.no_scheduler:
+        return "no scheduler"
+    kept = f", audit rows kept for {settings.audit_keep} s" if settings.audit_keep else ""
+    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never){kept}"
+
+
+def fill_demo_desk(db: sqlite3.Connection, settings: Settings, url: str) -> None:
+    """Fill an empty desk, make a token and say how to use it; leave any other desk alone."""
+    now = wall_microseconds()
+    if newest_ticket(db)[0]:
+        hint(f"{settings.db} has tickets already, so --demo changes nothing. A token: {program_call(settings, 'token create')}")
+        return
+    made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, now, DEMO_SEED)
+    token = create_token(db, settings.user, "demo", DEMO_ABILITIES, 0, now)
+    hint(f"The desk has {made} tickets of the last {DEMO_DAYS} days, {closed} of them closed. Try, with a token of its own:")
+    hint(f"  curl -H 'Authorization: Bearer {token['token']}' {url}/api/stats")
+    hint(f"Open {url}/ and paste the token: {token['token']}")
+
+
+def suggest_next_steps(db: sqlite3.Connection, settings: Settings) -> None:
+    """Say what to do first on a desk without tickets or tokens."""
+    if not newest_ticket(db)[0]:
+        hint(f"The desk is empty. Tickets now: {program_call(settings, 'generate --count 50')}")
+    if not has_tokens(db):
+        hint(f"There is no token yet. The API asks for one: {program_call(settings, 'token create')}")
+
+
+# main ---------------------------------------------------------------------------------------------
+
+
+RUN: dict[str, Callable[..., int]] = {
+    "serve": command_serve,
+    "generate": command_generate,
+    "process": command_process,
+    "tickets": command_tickets,
+    "stats": command_stats,
+    "token create": command_token_create,
+    "token list": command_token_list,
+    "token revoke": command_token_revoke,
+    "token prune": command_token_prune,
+    "audit": command_audit,
+    "audit prune": command_audit_prune,
+    "check": command_check,
+    "backup": command_backup,
+}  # by the words of `COMMANDS`
 
 
 def run_command(argv: Sequence[str] | None) -> int:
@@ -6291,13 +6255,13 @@ def run_command(argv: Sequence[str] | None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
-    if "run" not in args:
+    if "words" not in args:
         print(args.parser.format_help(), end="", file=sys.stderr)
         return UsageError.exit_code
     settings = resolve_settings(args, os.environ)
     more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
     try:
-        return int(args.run(settings, **more))
+        return RUN[args.words](settings, **more)
     except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, settings.db) from error
 

@@ -52,7 +52,7 @@ def test_there_are_three_examples_and_they_can_be_typed(run):
     for program, *arguments in map(shlex.split, examples):
         assert program == "ticketapi"
         ticketapi.check_flags(arguments)
-        assert "run" in ticketapi.build_parser().parse_args(arguments)
+        assert ticketapi.build_parser().parse_args(arguments).words in ticketapi.RUN
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])

@@ -1,4 +1,4 @@
-"""The seams of ticketapi.py: nine rooms in one file, each of which uses only those above it and touches only its own things."""
+"""The seams of ticketapi.py: rooms in one file, each of which uses only those above it and touches only its own things."""
 
 import ast
 import re
@@ -6,10 +6,34 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from source import BANNER, FUNCTIONS, SOURCE, TREE, room_of
+from source import BANNER, FUNCTIONS, ROOM_STARTS, SOURCE, TREE, room_of
 
 CLOCK_READERS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "localtime", "sleep"}
-COMMAND_LINE = 9
+ROOMS = {
+    1: "Settings and errors",
+    2: "Database",
+    3: "Queries",
+    4: "Words",
+    5: "Clocks",
+    6: "Desk",
+    7: "Lists",
+    8: "Keys and limits",
+    9: "Audit",
+    10: "Watch",
+    11: "Upkeep",
+    12: "Plugins",
+    13: "Routes",
+    14: "Jobs",
+    15: "Server",
+    16: "Options",
+    17: "Terminal",
+    18: "Commands",
+}
+(
+    SETTINGS, DATABASE, QUERIES, WORDS, CLOCKS, DESK, LISTS, KEYS, AUDIT,
+    WATCH, UPKEEP, PLUGINS, ROUTES, JOBS, SERVER, OPTIONS, TERMINAL, COMMANDS,
+) = ROOMS  # fmt: skip
+HALL = 800  # lines
 
 
 class Node(NamedTuple):
@@ -85,16 +109,22 @@ def defined():
 # The rooms ---------------------------------------------------------------------------------------
 
 
-def test_there_are_nine_rooms_in_order_each_under_a_banner_of_three_lines():
-    assert [int(found[1]) for found in BANNER.finditer(SOURCE)] == list(range(1, 10))
-    assert len(re.findall(r"^# =+$", SOURCE, re.MULTILINE)) == 2 * 9
+def test_the_rooms_stand_in_order_each_under_a_banner_of_three_lines():
+    assert {int(found[1]): found[2].partition(":")[0] for found in BANNER.finditer(SOURCE)} == ROOMS
+    assert [int(found[1]) for found in BANNER.finditer(SOURCE)] == list(ROOMS)
+    assert len(re.findall(r"^# =+$", SOURCE, re.MULTILINE)) == 2 * len(ROOMS)
+
+
+def test_no_room_is_a_hall():
+    starts = [*ROOM_STARTS, len(SOURCE.splitlines()) + 1]
+    lengths = {ROOMS[number]: starts[number] - starts[number - 1] for number in ROOMS}
+    assert {name: length for name, length in lengths.items() if length > HALL} == {}
 
 
 def test_the_docstring_lists_the_rooms_by_the_names_of_their_banners():
     _, _, listed = (ast.get_docstring(TREE) or "").partition("\nRooms, ")
-    names = {int(number): name.strip() for number, name in re.findall(r"(\d) ([A-Z][a-z ]+?)(?=  |\n|$)", listed)}
-    banners = {int(found[1]): re.split(r"[:,]", found[2])[0] for found in BANNER.finditer(SOURCE)}
-    assert names == banners
+    names = {int(number): name.strip() for number, name in re.findall(r"(\d+) ([A-Z][a-z ]+?)(?=  |\n|$)", listed)}
+    assert names == ROOMS
 
 
 def test_each_room_uses_only_names_of_its_own_and_of_the_rooms_above():
@@ -119,36 +149,44 @@ def test_main_is_last_and_short():
 
 
 def test_statements_are_executed_by_database_and_queries_alone():
-    assert {room for room, _, _ in calls(r".*\.execute(many|script)?")} == {2, 3}
+    assert {room for room, _, _ in calls(r".*\.execute(many|script)?")} == {DATABASE, QUERIES}
 
 
-def test_transactions_are_written_in_room_2_and_opened_by_operations():
+def test_transactions_are_written_in_the_database_and_opened_by_operations():
     words = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b( IMMEDIATE)?\s*")
     texts = {(room, node.value) for room, _, node in NODES if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    assert {room for room, text in texts if words.fullmatch(text)} == {2}
-    assert users(r".*\.(commit|rollback)") == {(4, "AuditLog.record"), (4, "AuditLog.close"), (9, "serve")}  # AuditLog.commit
-    assert rooms("transaction|snapshot") == {2, 4}
+    assert {room for room, text in texts if words.fullmatch(text)} == {DATABASE}
+    assert users(r".*\.(commit|rollback)") == {
+        (AUDIT, "AuditLog.record"),
+        (AUDIT, "AuditLog.close"),
+        (COMMANDS, "serve"),
+    }  # AuditLog.commit
+    assert rooms("transaction") == {DATABASE, DESK, KEYS, AUDIT, UPKEEP}
+    assert rooms("snapshot") == {DATABASE, LISTS, AUDIT, UPKEEP}
 
 
 def test_request_and_response_stop_at_the_handlers():
     """Elsewhere `bottle` is only asked whether it is installed."""
-    assert rooms(r"bottle\.(request|response|HTTPResponse|HTTPError|Bottle)") == {5, 6}
-    assert {user for user in users("bottle") if user[0] not in (5, 6)} == {(0, ""), (9, "command_serve")}
+    assert rooms(r"bottle\.(request|response|HTTPResponse|HTTPError|Bottle)") == {PLUGINS, ROUTES}
+    assert {user for user in users("bottle") if user[0] not in (PLUGINS, ROUTES)} == {(0, ""), (COMMANDS, "command_serve")}
     presence = [node for room, owner, node in NODES if owner == "command_serve" and isinstance(node, ast.Compare)]
     assert "bottle is None" in map(ast.unparse, presence)
 
 
 def test_waitress_is_known_to_the_server_alone():
     imports = {(room, node.module) for room, _, node in NODES if isinstance(node, ast.ImportFrom) and room}
-    assert {room for room, module in imports if module.partition(".")[0] == "waitress"} == {8}
+    assert {room for room, module in imports if module.partition(".")[0] == "waitress"} == {SERVER}
     assert {module.partition(".")[0] for _, module in imports} == {"waitress"}
 
 
-@pytest.mark.parametrize(
-    "thing", ["print", r"sys\.(stdout|stderr|stdin|argv|exit)", r"os\.(environ|getenv)", "argparse", "input"]
-)
-def test_only_the_command_line_talks_to_the_terminal_and_the_environment(thing):
-    assert rooms(thing) <= {COMMAND_LINE}
+@pytest.mark.parametrize("thing", ["print", r"sys\.(stdout|stderr|stdin|exit)", "input"])
+def test_only_the_last_two_rooms_print(thing):
+    assert rooms(thing) <= {TERMINAL, COMMANDS}
+
+
+@pytest.mark.parametrize("thing", [r"sys\.argv", r"os\.(environ|getenv)", "argparse"])
+def test_only_options_and_those_below_read_arguments_and_the_environment(thing):
+    assert rooms(thing) <= {OPTIONS, TERMINAL, COMMANDS}
 
 
 def test_the_log_goes_through_the_logger_alone():
@@ -163,11 +201,17 @@ def test_the_clock_is_read_at_the_edges_alone():
     """`time` also converts and waits: strftime, gmtime and strptime of a given moment, and sleep, read no clock."""
     readers = users(r"time\.\w+") - users(r"time\.(strftime|gmtime|strptime|sleep)")
     names = ("command_generate", "command_process", "command_backup", "prune_log")
-    commands = {(9, name) for name in names}  # they give a clock to their progress
-    assert readers <= {(1, "wall_microseconds"), (1, "Clock"), (8, "Server.run"), (8, "Server._drain")} | commands
-    edges = {(1, "Clock"), (5, "AuditHook.before"), (5, "AuditHook.after"), (7, "Scheduler.__init__"), (7, "Scheduler._loop")}
-    edges.add((6, "make_app"))  # without a server, its start is that of the app
-    inside = {(room, owner) for room, owner in users(r".*\.(wall|monotonic)|wall_microseconds") if room < COMMAND_LINE}
+    commands = {(COMMANDS, name) for name in names}  # they give a clock to their progress
+    assert readers <= commands | {
+        (CLOCKS, "wall_microseconds"),
+        (CLOCKS, "Clock"),
+        (SERVER, "Server.run"),
+        (SERVER, "Server._drain"),
+    }
+    edges = {(CLOCKS, "Clock"), (PLUGINS, "AuditHook.before"), (PLUGINS, "AuditHook.after")}
+    edges |= {(JOBS, "Scheduler.__init__"), (JOBS, "Scheduler._loop")}
+    edges.add((ROUTES, "make_app"))  # without a server, its start is that of the app
+    inside = {(room, owner) for room, owner in users(r".*\.(wall|monotonic)|wall_microseconds") if room < COMMANDS}
     assert inside - readers <= edges
     assert users(r"(datetime|date)(\..+)?") == set()
 
@@ -183,7 +227,7 @@ def test_chance_comes_in_with_secrets_and_seeds_alone():
     imported = {name.name for _, _, node in NODES if isinstance(node, ast.Import) for name in node.names}
     assert imported & {"random", "uuid"} == set()
     assert users(r"os\.(urandom|getrandom)") == set()
-    assert users(r"secrets\.\w+") == {(4, "new_token_text"), (9, "command_generate"), (9, "serve")}
+    assert users(r"secrets\.\w+") == {(KEYS, "new_token_text"), (COMMANDS, "command_generate"), (COMMANDS, "serve")}
     assert {text_of(node) for _, _, node in NODES if text_of(node).startswith("secrets.")} == {
         "secrets.choice",
         "secrets.randbits",
@@ -203,6 +247,24 @@ def is_plain_sql(node):
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
+HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many"}  # by which queries reach the engine
+
+
+def statements(query):
+    """Return the statements of a query: what it hands to a helper, or the constant of that name that stands above it."""
+    texts = {
+        node.targets[0].id: node.value for node in ast.walk(query) if isinstance(node, ast.Assign) and len(node.targets) == 1
+    }
+    handed = [node.args[1] for node in ast.walk(query) if isinstance(node, ast.Call) and text_of(node.func) in HELPERS]
+    return [texts.get(text_of(node), node) for node in handed]
+
+
+def queries():
+    """Return the functions of the room of queries but for the helpers."""
+    found = [top for top in TREE.body if isinstance(top, FUNCTIONS) and room_of(top.lineno) == QUERIES]
+    return [top for top in found if top.name not in HELPERS]
+
+
 def test_no_statement_is_put_together_from_anything_but_whole_numbers():
     """schema.sql alone is executed from a variable."""
     odd = [
@@ -210,22 +272,25 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
         for room, owner, node in calls(r".*\.execute(many|script)?")
         if not is_plain_sql(node.args[0])
     ]
-    assert odd == [(2, "add_views", "statement"), (2, "create_schema", "statement")]
+    assert {item for item in odd if item[0] == QUERIES} == {(QUERIES, name, "sql") for name in HELPERS}
+    assert [item for item in odd if item[0] != QUERIES] == [
+        (DATABASE, "add_views", "statement"),
+        (DATABASE, "create_schema", "statement"),
+    ]
+    assert [query.name for query in queries() if not all(map(is_plain_sql, statements(query)))] == []
     filled = {room for room, _, node in calls(r".*\.execute(many)?") if isinstance(node.args[0], ast.JoinedStr)}
-    assert filled <= {2}
+    assert filled <= {DATABASE}
 
 
 def test_one_query_is_one_statement():
-    queries = [top for top in TREE.body if isinstance(top, FUNCTIONS) and room_of(top.lineno) == 3]
-    counts = {
-        query.name: sum(
-            isinstance(node, ast.Call) and re.fullmatch(r".*\.execute(many)?", text_of(node.func)) is not None
-            for node in ast.walk(query)
-        )
-        for query in queries
-    }
+    counts = {query.name: len(statements(query)) for query in queries()}
     assert len(counts) > 10
     assert {name for name, count in counts.items() if count != 1} == set()
+    assert {owner for room, owner, _ in calls(r".*\.execute(many|script)?") if room == QUERIES} == HELPERS
+
+
+def test_the_helpers_of_queries_are_called_by_queries_alone():
+    assert {room for room, _, node in calls("|".join(HELPERS)) if not isinstance(node.func, ast.Attribute)} == {QUERIES}
 
 
 # Functions ---------------------------------------------------------------------------------------
@@ -244,7 +309,8 @@ def test_every_function_method_and_class_has_a_docstring():
 
 
 def test_no_function_is_longer_than_40_lines_and_most_have_ten():
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions()}
+    lengths = {(node.lineno, node.name): node.end_lineno - node.lineno + 1 for node in functions()}  # many share a name
+    assert len(lengths) == len(functions())
     assert {name: length for name, length in lengths.items() if length > 40} == {}
     ordered = sorted(lengths.values())
     assert ordered[len(ordered) // 2] <= 12
