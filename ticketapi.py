@@ -376,23 +376,50 @@ def read_moment(text: str, now: int) -> int:
 
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
 BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
+OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
 PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Part(NamedTuple):
-    """One of the two files and how it is kept."""
+class Profile(NamedTuple):
+    """What a connection is for, as far as it shows in how it is opened. The defaults are those of a writer.
 
-    application_id: int  # SQLite's: "TKTD" and "TKTA" in ASCII
-    version: int  # of the schema, SQLite's user_version
-    synchronous: str  # FULL makes a commit survive a power cut; NORMAL survives kill -9 alone and costs a tenth
-    cache_kib: int
+    https://sqlite.org/pragma.html
+    """
+
+    mode: str = "mode=rw"  # of the URI: a desk that somebody removed is not made anew behind their back
+    wal: bool = True  # switches the file to WAL, which lets readers and the writer work side by side
+    wait_ms: int = BUSY_TIMEOUT_MS
+    synchronous: int = FULL
+    cache_kib: int = 2_000
+    views: bool = False  # has the views of schema.sql's part `reader`
+    writes: bool = True
+    strict: bool = True  # a text that is no UTF-8 is an error, as it is a sign of damage
 
 
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
-PARTS = {"desk": Part(0x544B5444, 3, "FULL", 49_152), "audit": Part(0x544B5441, 1, "NORMAL", 2_000)}
+WRITER = Profile(cache_kib=49_152)
+LOG_WRITER = Profile(synchronous=NORMAL)
+NOTER = Profile(wait_ms=0)  # writes what can wait for another time
+READER = Profile(views=True, writes=False)
+LOG_READER = Profile(
+    wait_ms=0, writes=False, strict=False
+)  # for a request to this process's own server, which waits for nobody
+INSPECTOR = Profile(wal=False, cache_kib=49_152)  # that cache takes a quarter off an integrity check
+VISITOR = INSPECTOR._replace(writes=False, strict=False)
+COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
 
+
+class Kind(NamedTuple):
+    """One of the two kinds of file."""
+
+    application_id: int  # SQLite's: "TKTD" and "TKTA" in ASCII
+    version: int  # of the schema, SQLite's user_version
+    writer: Profile
+
+
+KINDS = {"desk": Kind(0x544B5444, 3, WRITER), "audit": Kind(0x544B5441, 1, LOG_WRITER)}
 
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
@@ -516,14 +543,14 @@ def sync_to_disk(path: Path) -> None:
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """Give an empty file (0600) beside a path for what is to be renamed to it; it is gone at the end, come what may."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.unlink(missing_ok=True)  # of a killed process that had our number
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        part.chmod(0o600)  # whatever the umask has taken away
-        yield part
+        temporary.unlink(missing_ok=True)  # of a killed process that had our number
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        temporary.chmod(0o600)  # whatever the umask has taken away
+        yield temporary
     finally:
-        for file in (part, *sidecars(part)):
+        for file in (temporary, *sidecars(temporary)):
             file.unlink(missing_ok=True)
 
 
@@ -581,9 +608,8 @@ def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
     was being made must it roll back its first write before it can read. https://sqlite.org/uri.html
     """
     in_use = any(file.exists() for file in sidecars(path))
-    uri = f"{path.absolute().as_uri()}?{mode or ('mode=ro' if in_use else 'immutable=1')}"
     try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as db:
+        with closing(connect(path, INSPECTOR._replace(mode=mode or ("mode=ro" if in_use else "immutable=1")))) as db:
             db.execute("BEGIN")
             found = db.execute("PRAGMA application_id").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -594,13 +620,13 @@ def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
         return read_identity(path, "mode=rw")
 
 
-def check_identity(path: Path, part: str) -> None:
-    """Refuse a file that is not ours or of a newer version, without changing a byte of it.
+def check_identity(path: Path, kind: str) -> int:
+    """Return the version of a file's schema, 0 for none; refuse one that is not ours or newer, without changing a byte of it.
 
     The header is read first: SQLite would put files of its own beside another program's database in WAL mode. What is empty
     by its header may be a new desk of ours that has its tables in the WAL yet.
     """
-    application_id, known = PARTS[part][:2]
+    application_id, known = KINDS[kind][:2]
     for read in (read_header, read_identity):
         found, version, has_tables = read(path)
         if found != application_id and (found or version or has_tables):
@@ -609,6 +635,7 @@ def check_identity(path: Path, part: str) -> None:
         raise TicketApiError(f"{path} is damaged: it has tables, but no version; restore a backup")
     if version > known:
         raise TicketApiError(f"{path} is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi")
+    return version
 
 
 def check_length(path: Path) -> None:
@@ -626,9 +653,9 @@ def check_length(path: Path) -> None:
         raise TicketApiError(f"{path} is damaged: it has {size} bytes of {wanted}; restore a backup")
 
 
-def check_tables(db: sqlite3.Connection, part: str, path: Path) -> None:
+def check_tables(db: sqlite3.Connection, kind: str, path: Path) -> None:
     """Refuse a file that lacks one of our tables or indexes."""
-    wanted = re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX) +(\w+)", " ".join(schema_statements(part)))
+    wanted = re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX) +(\w+)", " ".join(schema_statements(kind)))
     found = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -650,33 +677,36 @@ def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
         time.sleep(0.02)
 
 
-def connect(
-    path: Path,
-    *,
-    synchronous: str = "FULL",
-    wait_ms: int = BUSY_TIMEOUT_MS,
-    cache_kib: int = 2_000,
-) -> sqlite3.Connection:
-    """Open one connection as every part of ticketapi uses it; transactions begin where the code says so.
-
-    WAL lets readers and the writer work side by side. https://sqlite.org/pragma.html
-    """
-    uri = f"{path.absolute().as_uri()}?mode=rw"  # a desk that somebody removed is not made anew behind their back
+def connect(path: Path, profile: Profile = WRITER) -> sqlite3.Connection:
+    """Open a connection for a purpose; transactions begin where the code says so."""
+    uri = f"{path.absolute().as_uri()}?{profile.mode}"
     db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        db.row_factory = sqlite3.Row
-        enter_wal(db, wait_ms)
-        set_busy_timeout(db, wait_ms)
-        db.execute("PRAGMA synchronous = NORMAL" if synchronous == "NORMAL" else "PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA cache_size = {-cache_kib:d}")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA trusted_schema = OFF")
-        db.execute("PRAGMA cell_size_check = ON")
-        db.execute("PRAGMA journal_size_limit = 16777216")
+        prepare(db, profile)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def prepare(db: sqlite3.Connection, profile: Profile) -> None:
+    """Make a new connection what a profile says."""
+    db.row_factory = sqlite3.Row
+    if not profile.strict:
+        db.text_factory = partial(str, encoding="utf-8", errors="replace")
+    if profile.wal:
+        enter_wal(db, profile.wait_ms)
+    set_busy_timeout(db, profile.wait_ms)
+    db.execute(f"PRAGMA synchronous = {profile.synchronous:d}")
+    db.execute(f"PRAGMA cache_size = {-profile.cache_kib:d}")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+    db.execute("PRAGMA journal_size_limit = 16777216")
+    if profile.views:
+        add_views(db)
+    if not profile.writes:
+        db.execute("PRAGMA query_only = ON")
 
 
 def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
@@ -684,42 +714,18 @@ def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
     db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
 
 
-def connect_reader(path: Path) -> sqlite3.Connection:
-    """Open a connection that only reads, with the views of schema.sql's part `reader`."""
-    db = connect(path)
-    try:
-        add_views(db)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
 def add_views(db: sqlite3.Connection) -> None:
-    """Give a connection the temporary views of schema.sql's part `reader`, and let it write nothing from then on."""
-    db.execute("PRAGMA query_only = OFF")
+    """Give a connection the temporary views of schema.sql's part `reader`."""
     for statement in schema_statements("reader"):
         db.execute(statement)
-    db.execute("PRAGMA query_only = ON")
 
 
-def connect_log_reader(path: Path) -> sqlite3.Connection:
-    """Open the audit log of this process's own server to read it for one request, which waits for nobody.
-
-    Not `open_read_only`: it reads the header of the file, and closing that would end the locks of the connection that writes.
-    """
-    db = connect(path, wait_ms=0)
-    db.text_factory = partial(str, encoding="utf-8", errors="replace")
-    db.execute("PRAGMA query_only = ON")
-    return db
-
-
-def create_schema(db: sqlite3.Connection, part: str) -> None:
+def create_schema(db: sqlite3.Connection, kind: str) -> None:
     """Create the tables of a part of schema.sql, or upgrade those of an older version, in one transaction."""
-    application_id, wanted = PARTS[part][:2]
+    application_id, wanted = KINDS[kind][:2]
     with transaction(db):
         found: int = db.execute("PRAGMA user_version").fetchone()[0]
-        steps = [f"{part} {version} to {version + 1}" for version in range(found, wanted)] if found else [part]
+        steps = [f"{kind} {version} to {version + 1}" for version in range(found, wanted)] if found else [kind]
         for step in steps:
             if found:
                 log.info("upgrading the schema: %s", step)
@@ -729,7 +735,7 @@ def create_schema(db: sqlite3.Connection, part: str) -> None:
         db.execute(f"PRAGMA user_version = {wanted:d}")
 
 
-def open_database(path: Path, part: str) -> sqlite3.Connection:
+def open_database(path: Path, kind: str) -> sqlite3.Connection:
     """Open the `desk` or the `audit` file for writing; create it when it is not there, upgrade it when it is older.
 
     Raises TicketApiError, with the file untouched, when it is a directory, no database, another program's or a newer one.
@@ -737,15 +743,15 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     check_path(path)
     create_private_file(path)
     try:
-        check_identity(path, part)
+        check_identity(path, kind)
         check_length(path)
         if not os.access(path, os.W_OK):  # SQLite would go on and only read
             raise sqlite3.OperationalError("readonly")
-        db = connect(path, synchronous=PARTS[part].synchronous, cache_kib=PARTS[part].cache_kib)
+        db = connect(path, KINDS[kind].writer)
         try:
-            if db.execute("PRAGMA user_version").fetchone()[0] != PARTS[part].version:
-                create_schema(db, part)
-            check_tables(db, part, path)
+            if db.execute("PRAGMA user_version").fetchone()[0] != KINDS[kind].version:
+                create_schema(db, kind)
+            check_tables(db, kind, path)
         except BaseException:
             db.close()
             raise
@@ -756,69 +762,33 @@ def open_database(path: Path, part: str) -> sqlite3.Connection:
     return db
 
 
-def open_to_inspect(path: Path) -> sqlite3.Connection:
+def open_to_inspect(path: Path, profile: Profile = INSPECTOR) -> sqlite3.Connection:
     """Open a file that is there to read it as it stands: nothing is created, upgraded or moved from its WAL into it.
 
     SQLite reads a file in WAL mode by way of a WAL and a -shm file; only a connection that could write takes them away again,
     but it would also write back what a killed program left in the WAL.
     """
     wal = sidecars(Path(os.path.realpath(path)))[0]
-    mode = "ro" if os.path.exists(wal) and wal.stat().st_size else "rw"
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    db = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
-    try:
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA trusted_schema = OFF")
-        db.execute("PRAGMA cell_size_check = ON")
-        db.execute(f"PRAGMA cache_size = {-PARTS['desk'].cache_kib:d}")  # a quarter less time for an integrity check
-    except BaseException:
-        db.close()
-        raise
-    return db
+    left = os.path.exists(wal) and wal.stat().st_size
+    return connect(path, profile._replace(mode="mode=ro") if left else profile)
 
 
-def open_read_only(path: Path, part: str) -> sqlite3.Connection | None:
+def open_read_only(path: Path, kind: str, views: bool = False) -> sqlite3.Connection | None:
     """Open the `desk` or the `audit` file to read it and nothing else; None while it is not there or still empty.
 
-    It is neither created nor upgraded, and texts that are no UTF-8 are read too.
+    It is neither created nor upgraded. With `views`, which are those of our version, an older one raises TicketApiError.
     """
     check_path(path)
     if not path.exists():
         return None
     with explained(path):
-        check_identity(path, part)
-        db = open_to_inspect(path)
-        try:
-            db.text_factory = partial(str, encoding="utf-8", errors="replace")
-            db.execute("PRAGMA query_only = ON")
-            has_tables = db.execute("PRAGMA user_version").fetchone()[0] > 0
-        except BaseException:
-            db.close()
-            raise
-    if not has_tables:
-        db.close()
-        return None
-    return db
-
-
-def open_tickets_reader(path: Path) -> sqlite3.Connection | None:
-    """Open a desk to read its tickets as the API does, and nothing else; None while it is not there or still empty.
-
-    Raises TicketApiError when its schema is older than ours: only what may write upgrades it.
-    """
-    db = open_read_only(path, "desk")
-    if db is None:
-        return None
-    try:
-        found, wanted = db.execute("PRAGMA user_version").fetchone()[0], PARTS["desk"].version
-        if found < wanted:
+        found, wanted = check_identity(path, kind), KINDS[kind].version
+        if not found:
+            return None
+        if views and found < wanted:
             fix = "another command, such as `token list`, upgrades it when it opens it"
             raise TicketApiError(f"{path} is from an older ticketapi (schema {found}, this one reads {wanted}); {fix}")
-        add_views(db)
-    except BaseException:
-        db.close()
-        raise
-    return db
+        return open_to_inspect(path, VISITOR._replace(views=views))
 
 
 # Transactions -------------------------------------------------------------------------------------
@@ -912,10 +882,10 @@ def list_schema(db: sqlite3.Connection) -> dict[str, str]:
     return {str(name): str(sql) for name, sql in rows if not str(name).startswith("sqlite_")}
 
 
-def expected_schema(part: str) -> dict[str, str]:
+def expected_schema(kind: str) -> dict[str, str]:
     """Return the statements that make the tables and indexes of a new file, by name."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        create_schema(db, part)
+        create_schema(db, kind)
         return list_schema(db)
 
 
@@ -927,10 +897,8 @@ def copy_database(db: sqlite3.Connection, target: Path, report: Callable[[int], 
     (which a signal can end), and VACUUM INTO 9 to 14 s.
     """
     size: int = db.execute("PRAGMA page_size").fetchone()[0]
-    uri = f"{target.absolute().as_uri()}?mode=rw"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as copy, snapshot(db):
-        copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is thrown away, one that is done is synced as a whole
-        copy.execute("PRAGMA synchronous = OFF")
+    with closing(connect(target, COPY)) as copy, snapshot(db):
+        copy.execute("PRAGMA journal_mode = OFF")
         version: int = db.execute("PRAGMA user_version").fetchone()[0]  # the snapshot begins
         db.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, total: report((total - left) * size))
         copy.execute("PRAGMA journal_mode = DELETE")
@@ -1992,10 +1960,10 @@ def close_backlog(db: sqlite3.Connection, history: History, start: int) -> int:
 
 
 def add_history_batch(
-    db: sqlite3.Connection, history: History, seed: int, part: tuple[int, int, int], newest: int
+    db: sqlite3.Connection, history: History, seed: int, batch: tuple[int, int, int], newest: int
 ) -> tuple[int, int]:
-    """Insert one part (done, size, count) of a history; return the newest ticket's time and how many are closed."""
-    done, size, count = part
+    """Insert one batch (done, size, count) of a history; return the newest ticket's time and how many are closed."""
+    done, size, count = batch
     last_id, last_created = newest_ticket(db)
     if last_created != newest:
         raise TicketApiError(f"another program added a ticket meanwhile; {done} of {count} tickets of the past were kept")
@@ -2041,7 +2009,7 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         """Open the connection."""
-        self.db = connect_reader(path)
+        self.db = connect(path, READER)
         self.tokens: dict[str, Token] = {}  # by SHA-256
         self.answers: OrderedDict[tuple[str, ...], Answer] = OrderedDict()
         self._bytes = 0
@@ -2582,7 +2550,7 @@ def note_token_use(path: Path, token: Token, now: int) -> None:
     """Write last_used_at, at most once a minute; while the desk is locked leave it to a later request."""
     if token.last_used_at is not None and token.last_used_at > format_time(now - MINUTE_MICROSECONDS):
         return
-    with suppress(sqlite3.OperationalError), closing(connect(path, wait_ms=0)) as db, transaction(db):
+    with suppress(sqlite3.OperationalError), closing(connect(path, NOTER)) as db, transaction(db):
         touch_token(db, token.id, format_time(now))
 
 
@@ -3002,7 +2970,7 @@ def audits_after(db: sqlite3.Connection, wanted: AuditFilter, above: int, size: 
 def audits_page(desk: sqlite3.Connection, audit_log: Path, asked: AuditRequest, now: int) -> bytes:
     """Return a part of the audit log in the envelope of Laravel's cursorPaginate."""
     wanted, cursor = wanted_audits(desk, asked.filters, now), asked.cursor
-    with closing(connect_log_reader(audit_log)) as db, snapshot(db):
+    with closing(connect(audit_log, LOG_READER)) as db, snapshot(db):
         if cursor and not cursor.forward:
             part = audits_after(db, wanted, cursor.key, asked.per_page)
         else:
@@ -3499,11 +3467,11 @@ def attempt(path: Path, check: str, level: str, fix: str, work: Callable[[], lis
     return Finding(OK, str(path), check)
 
 
-def check_schema_version(path: Path, part: str) -> Finding:
+def check_schema_version(path: Path, kind: str) -> Finding:
     """Check that a file is ours, not of a newer ticketapi, and not empty; an older one is worth a note."""
-    application_id, known = PARTS[part][:2]
+    application_id, known = KINDS[kind][:2]
     try:
-        check_identity(path, part)
+        check_identity(path, kind)
         found, version, _ = read_identity(path)
     except TicketApiError as error:
         return Finding(WRONG, str(path), "schema", str(error).removeprefix(f"{path} "))
@@ -3518,16 +3486,16 @@ def check_schema_version(path: Path, part: str) -> Finding:
     return Finding(OK, str(path), "schema", f"version {version}")
 
 
-def table_problems(db: sqlite3.Connection, part: str) -> list[str]:
+def table_problems(db: sqlite3.Connection, kind: str) -> list[str]:
     """Return which tables and indexes are missing or unlike those of schema.sql."""
-    wanted, found = expected_schema(part), list_schema(db)
+    wanted, found = expected_schema(kind), list_schema(db)
     problems = [f"{name} is missing" for name in wanted if name not in found]
     return problems + [f"{name} is unlike schema.sql" for name in wanted if found.get(name, wanted[name]) != wanted[name]]
 
 
-def extra_tables(db: sqlite3.Connection, part: str) -> list[str]:
+def extra_tables(db: sqlite3.Connection, kind: str) -> list[str]:
     """Return what somebody else has put into a file: tables, indexes, triggers, views."""
-    return [f"{name} is none of ours" for name in list_schema(db).keys() - expected_schema(part).keys()]
+    return [f"{name} is none of ours" for name in list_schema(db).keys() - expected_schema(kind).keys()]
 
 
 def first_problem(rows: Iterable[Any], text: str, noun: str) -> list[str]:
@@ -3603,10 +3571,10 @@ def counter_problems(db: sqlite3.Connection) -> list[str]:
     return problems + more_problems
 
 
-def check_file(path: Path, part: str) -> list[Finding]:
+def check_file(path: Path, kind: str) -> list[Finding]:
     """Check the desk or the audit log, without changing it."""
     findings = [*check_modes(path), check_access(path)]
-    schema = check_schema_version(path, part)
+    schema = check_schema_version(path, kind)
     findings.append(schema)
     if schema.level == WRONG:
         return findings
@@ -3615,18 +3583,18 @@ def check_file(path: Path, part: str) -> list[Finding]:
     except SQLITE_FAILURES as error:
         return [*findings, Finding(WRONG, str(path), "tables", explain_damage(error, path))]
     with closing(db), interruptible(db):
-        return findings + [attempt(path, *check) for check in checks_of(db, part, schema.level == OK)]
+        return findings + [attempt(path, *check) for check in checks_of(db, kind, schema.level == OK)]
 
 
-def checks_of(db: sqlite3.Connection, part: str, current: bool) -> Iterator[tuple[str, str, str, Callable[[], list[str]]]]:
+def checks_of(db: sqlite3.Connection, kind: str, current: bool) -> Iterator[tuple[str, str, str, Callable[[], list[str]]]]:
     """Yield the name, level, fix and function of each check that looks into a file of this or an older version."""
     if current:
-        yield "tables", WRONG, RESTORE, partial(table_problems, db, part)
-        yield "extras", NOTE, "see that it does no harm", partial(extra_tables, db, part)
+        yield "tables", WRONG, RESTORE, partial(table_problems, db, kind)
+        yield "extras", NOTE, "see that it does no harm", partial(extra_tables, db, kind)
     yield "integrity", WRONG, RESTORE, partial(integrity_problems, db, 3)
-    if part == "desk":
+    if kind == "desk":
         yield "references", WRONG, RESTORE, partial(reference_problems, db, 3)
-    if part == "desk" and current:
+    if kind == "desk" and current:
         yield "counters", WRONG, REPAIR, partial(counter_problems, db)
 
 
@@ -3698,7 +3666,7 @@ class Backup(NamedTuple):
     """One file to be copied, and where to."""
 
     source: Path
-    part: str
+    kind: str
     destination: Path
 
 
@@ -3756,13 +3724,13 @@ def check_destination(destination: Path, force: bool) -> None:
 def verify_copy(copy: Path, backup: Backup, version: int) -> Copy:
     """Return what is in a copy, once it is sure that it is whole; raises TicketApiError."""
     found = read_identity(copy)
-    if found[:2] != (PARTS[backup.part].application_id, version):
+    if found[:2] != (KINDS[backup.kind].application_id, version):
         raise TicketApiError(f"{backup.source} is damaged: the copy has another identity; run ticketapi check")
     with closing(open_to_inspect(copy)) as db, interruptible(db):
         problems = integrity_problems(db, 1)
         if problems:
             raise TicketApiError(f"{backup.source} is damaged: {problems[0]}; run ticketapi check")
-        if backup.part == "audit":
+        if backup.kind == "audit":
             return Copy(count_audits(db), copy.stat().st_size)
         waiting, total = count_ticket_rows(db)
         if list_ticket_counts(db) != {OPEN: waiting, CLOSED: total - waiting}:
@@ -3772,7 +3740,7 @@ def verify_copy(copy: Path, backup: Backup, version: int) -> Copy:
 
 def copy_verified(backup: Backup, copy: Path, done: int, report: Report, note: Callable[[str], object]) -> Copy:
     """Copy one file, put the copy on the disk and verify it; `done` are the bytes of those before."""
-    check_identity(backup.source, backup.part)
+    check_identity(backup.source, backup.kind)
     with closing(open_to_inspect(backup.source)) as db, interruptible(db):
         version = copy_database(db, copy, lambda more: report(done + more))
     sync_to_disk(copy)
@@ -3788,12 +3756,12 @@ def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Ca
     copies: list[Copy] = []
     try:
         with ExitStack() as stack:
-            parts = [stack.enter_context(temporary_file(backup.destination)) for backup in backups]
-            for backup, part in zip(backups, parts, strict=True):
-                copies.append(copy_verified(backup, part, sum(copy.bytes for copy in copies), report, note))
-            for backup, part in zip(backups, parts, strict=True):
+            temporary = [stack.enter_context(temporary_file(backup.destination)) for backup in backups]
+            for backup, file in zip(backups, temporary, strict=True):
+                copies.append(copy_verified(backup, file, sum(copy.bytes for copy in copies), report, note))
+            for backup, file in zip(backups, temporary, strict=True):
                 check_destination(backup.destination, force)
-                os.replace(part, backup.destination)
+                os.replace(file, backup.destination)
             sync_to_disk(backups[0].destination.parent)
     except SQLITE_FAILURES as error:
         raise explain_failed_copy(error, backups[0]) from error
@@ -5760,7 +5728,7 @@ def command_process(settings: Settings) -> int:
 def open_desk(settings: Settings) -> sqlite3.Connection:
     """Open the desk to read its tickets; nothing is created or upgraded. Raises TicketApiError where there is none."""
     with explained(settings.db):
-        db = open_tickets_reader(settings.db)
+        db = open_read_only(settings.db, "desk", views=True)
     if db is None:
         fix = f"--db names its file, and this makes one: {program_call(settings, 'generate --count 50')}"
         raise TicketApiError(f"there is no desk at {settings.db}; {fix}")
@@ -6117,7 +6085,7 @@ def command_backup(settings: Settings, destination: str) -> int:
         print_json(backup_record(backups, copies))
         return 0
     for backup, copy in zip(backups, copies, strict=True):
-        rows = plural(copy.rows, "ticket" if backup.part == "desk" else "request")
+        rows = plural(copy.rows, "ticket" if backup.kind == "desk" else "request")
         print(one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified"))
     return 0
 

@@ -307,7 +307,7 @@ def test_going_back_reads_no_more_at_once_either(sparse, page):
 
 def test_one_request_reads_a_bounded_number_of_rows(sparse, api):
     wanted = ticketapi.make_audit_filter(None, None, range(500, 501), None, None)
-    with closing(ticketapi.connect_log_reader(api.settings.audit_db)) as db:
+    with closing(ticketapi.connect(api.settings.audit_db, ticketapi.LOG_READER)) as db:
         read = []
         for spans in (1, 2, AUDIT_SPANS):
             with pytest.MonkeyPatch.context() as patch:
@@ -328,7 +328,7 @@ def test_what_is_too_old_is_not_read_to_its_end(sparse, page):
 
 def test_it_takes_no_lock_and_makes_nobody_wait(api, page, log):
     log(row())
-    with closing(ticketapi.connect(api.settings.audit_db, wait_ms=0)) as other, ticketapi.transaction(other):
+    with closing(ticketapi.connect(api.settings.audit_db, ticketapi.NOTER)) as other, ticketapi.transaction(other):
         begun = time.monotonic()
         assert len(page()["data"]) == 1
         assert time.monotonic() - begun < 1
@@ -337,7 +337,10 @@ def test_it_takes_no_lock_and_makes_nobody_wait(api, page, log):
 
 
 def test_the_connection_that_looks_cannot_write(api):
-    with closing(ticketapi.connect_log_reader(api.settings.audit_db)) as db, pytest.raises(Exception, match="readonly"):
+    with (
+        closing(ticketapi.connect(api.settings.audit_db, ticketapi.LOG_READER)) as db,
+        pytest.raises(Exception, match="readonly"),
+    ):
         db.execute("DELETE FROM api_audits")
 
 

@@ -108,7 +108,7 @@ def test_the_last_hour_is_counted_to_the_ticket(month, passed):
 
 def test_what_it_costs_grows_by_look_ups_and_not_by_tickets(db, desk):
     ticketapi.generate_history(db, 20_000, 30 * 86_400, NOON, 1)
-    with closing(ticketapi.open_tickets_reader(desk)) as reader:
+    with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
         statements, tens = [], []
         reader.set_trace_callback(statements.append)
         reader.set_progress_handler(lambda: tens.append(1), 10)
@@ -120,7 +120,7 @@ def test_what_it_costs_grows_by_look_ups_and_not_by_tickets(db, desk):
 
 def test_reads_within_a_snapshot_are_part_of_it(db, desk):
     ticketapi.generate_tickets(db, 1, NOON, seed=1)
-    with closing(ticketapi.open_tickets_reader(desk)) as reader, ticketapi.snapshot(reader):
+    with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader, ticketapi.snapshot(reader):
         before = overview(reader)
         ticketapi.generate_tickets(db, 1, NOON, seed=1)
         assert overview(reader) == before

@@ -144,7 +144,7 @@ def test_the_limit_has_a_variable_of_its_own(tickets, monkeypatch):
 
 @pytest.mark.parametrize("walk", [ticketapi.walk_open_tickets, ticketapi.walk_closed_tickets])
 def test_pages_are_bounded_and_nothing_is_held_open_between_them(desk, db, walk):
-    with closing(ticketapi.open_tickets_reader(desk)) as reader:
+    with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
         for size, page in zip((200, 25), walk(reader, 0), strict=True):
             assert len(page) == size
             db.execute("UPDATE users SET name = name")
@@ -152,7 +152,7 @@ def test_pages_are_bounded_and_nothing_is_held_open_between_them(desk, db, walk)
 
 
 def test_what_comes_or_is_closed_meanwhile_neither_prolongs_nor_repeats_a_list(desk, db):
-    with closing(ticketapi.open_tickets_reader(desk)) as reader:
+    with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
         waiting, closed = ticketapi.walk_open_tickets(reader, 0), ticketapi.walk_closed_tickets(reader, 0)
         found = [[ticket["id"] for ticket in next(walk)] for walk in (waiting, closed)]
         ticketapi.generate_tickets(db, 500, NOON, seed=2)
@@ -222,7 +222,7 @@ def make_older(path):
     """Make a desk of version 1."""
     with closing(sqlite3.connect(path)) as db:
         db.executescript(SCHEMAS[1])
-        db.execute(f"PRAGMA application_id = {ticketapi.PARTS['desk'].application_id}")
+        db.execute(f"PRAGMA application_id = {ticketapi.KINDS['desk'].application_id}")
         db.execute("PRAGMA user_version = 1")
 
 
@@ -259,7 +259,10 @@ def test_reading_leaves_the_folder_as_it_was(run, tmp_path, words):
 
 
 def test_reading_cannot_write(desk):
-    with closing(ticketapi.open_tickets_reader(desk)) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with (
+        closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
         reader.execute("DELETE FROM tickets")
 
 
@@ -314,7 +317,7 @@ def test_a_long_name_leaves_the_column_after_it_in_its_place(on_terminal, db, de
 
 def printed_tickets(desk):
     """Return the first open tickets."""
-    with closing(ticketapi.open_tickets_reader(desk)) as reader:
+    with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
         return next(ticketapi.walk_open_tickets(reader, 20))
 
 

@@ -385,7 +385,7 @@ def test_a_reader_cannot_write(desk, db):
 
 def test_the_views_of_readers_leave_no_trace_in_the_file(desk, db):
     before = db.execute("SELECT name, sql FROM sqlite_master").fetchall()
-    with closing(ticketapi.connect_reader(desk)) as reader:
+    with closing(ticketapi.connect(desk, ticketapi.READER)) as reader:
         assert reader.execute("SELECT count(*) FROM ticket_resources").fetchone()[0] == 0
         assert reader.execute("SELECT name, sql FROM sqlite_master").fetchall() == before
     assert db.execute("SELECT name, sql FROM sqlite_master").fetchall() == before
@@ -422,7 +422,7 @@ def test_a_transaction_that_sqlite_has_ended_passes_its_error_on(db):
 
 
 def test_a_transaction_takes_the_right_to_write_at_once(desk, db):
-    with closing(ticketapi.connect(desk, wait_ms=0)) as other, ticketapi.transaction(db):
+    with closing(ticketapi.connect(desk, ticketapi.NOTER)) as other, ticketapi.transaction(db):
         with pytest.raises(sqlite3.OperationalError, match="locked"), ticketapi.transaction(other):
             pass
         assert not other.in_transaction
@@ -475,13 +475,13 @@ def test_the_lock_does_not_keep_others_from_the_desk(desk):
 
 
 def cause_locked(path):
-    with closing(ticketapi.connect(path)) as one, closing(ticketapi.connect(path, wait_ms=0)) as other:
+    with closing(ticketapi.connect(path)) as one, closing(ticketapi.connect(path, ticketapi.NOTER)) as other:
         one.execute("BEGIN IMMEDIATE")
         other.execute("BEGIN IMMEDIATE")
 
 
 def cause_readonly(path):
-    with closing(ticketapi.connect_reader(path)) as db:
+    with closing(ticketapi.connect(path, ticketapi.READER)) as db:
         add_person(db)
 
 

@@ -294,7 +294,7 @@ def desks(tmp_path_factory):
         for tickets in (500, 5000):
             path = tmp_path_factory.mktemp("desks") / f"{tickets}.db"
             db = stack.enter_context(closing(ticketapi.open_database(path, "desk")))
-            readers.append(stack.enter_context(closing(ticketapi.connect_reader(path))))
+            readers.append(stack.enter_context(closing(ticketapi.connect(path, ticketapi.READER))))
             ticketapi.generate_tickets(db, tickets, NOON, 1)
             ticketapi.process_tickets(db, tickets // 2, NOON)
             for _ in range(tickets // 50):

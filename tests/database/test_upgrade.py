@@ -106,7 +106,7 @@ def pages_of(db, name, per_page):
 def test_every_page_equals_a_plain_query(old, name, per_page):
     ids = [ticket_id for (ticket_id,) in ask(old, f"SELECT id FROM tickets {LISTS[name]}")]  # of version 1 still
     upgrade(old)
-    with closing(ticketapi.connect_reader(old)) as db:
+    with closing(ticketapi.connect(old, ticketapi.READER)) as db:
         pages = pages_of(db, name, per_page)
     assert pages == [*([ids[i : i + per_page] for i in range(0, len(ids), per_page)] or [[]]), []]
 

@@ -32,7 +32,7 @@ class DeskMachine(RuleBasedStateMachine):
     def open_desk(self, seed, owner_first):
         self.directory = tempfile.TemporaryDirectory()
         path = Path(self.directory.name, "desk.db")
-        self.db, self.reader = ticketapi.open_database(path, "desk"), ticketapi.connect_reader(path)
+        self.db, self.reader = ticketapi.open_database(path, "desk"), ticketapi.connect(path, ticketapi.READER)
         self.seed, self.now, self.tickets = seed, NOON, []
         if owner_first:
             ticketapi.create_token(self.db, "ann@example.com", "t", ["*"], 0, NOON)
@@ -209,7 +209,7 @@ def test_all_pages_together_are_the_list(tmp_path):
     with closing(ticketapi.open_database(tmp_path / "desk.db", "desk")) as db:
         ticketapi.generate_tickets(db, 103, NOON, 1)
         ticketapi.process_tickets(db, 51, NOON)
-        reader = ticketapi.connect_reader(tmp_path / "desk.db")
+        reader = ticketapi.connect(tmp_path / "desk.db", ticketapi.READER)
     with closing(reader):
         lists = ((ticketapi.open_tickets_page, range(52, 104)), (ticketapi.closed_tickets_page, range(51, 0, -1)))
         for show, expected in lists:

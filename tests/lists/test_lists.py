@@ -41,7 +41,7 @@ def new_desk():
         path = Path(folder, "desk.db")
         with (
             closing(ticketapi.open_database(path, "desk")) as db,
-            closing(ticketapi.connect_reader(path)) as reader,
+            closing(ticketapi.connect(path, ticketapi.READER)) as reader,
             closing(sqlite3.connect(path)) as plain,
         ):
             yield Desk(db, reader, plain)

@@ -54,7 +54,7 @@ def without_per_page(value):
 @pytest.fixture
 def reader(desk, db):
     """A connection that only reads, as requests have it."""
-    with closing(ticketapi.connect_reader(desk)) as connection:
+    with closing(ticketapi.connect(desk, ticketapi.READER)) as connection:
         yield connection
 
 

@@ -180,7 +180,7 @@ def test_a_typical_wait_is_within_a_twentieth_of_the_exact_one(waits, percent):
 def test_it_reads_nothing_but_the_hours_asked_for(desk, lived):
     asked = ticketapi.parse_series_request({"since": "2h"}, NOON)
     steps = []
-    with closing(ticketapi.connect_reader(desk)) as db:
+    with closing(ticketapi.connect(desk, ticketapi.READER)) as db:
         db.set_progress_handler(lambda: steps.append(1), 100)
         ticketapi.desk_series(db, asked, NOON)
     assert len(steps) < 20

@@ -107,9 +107,9 @@ def test_every_check_of_a_sound_desk_is_a_line_that_says_ok(run, desk, tmp_path)
     lines = [line for line in out.splitlines() if line.startswith("ok     desk")]
     both = ("mode", "access", "schema: version {}", "tables", "extras", "integrity")
     expected = [
-        f"ok     desk.db: {check}".format(ticketapi.PARTS["desk"].version) for check in (*both, "references", "counters")
+        f"ok     desk.db: {check}".format(ticketapi.KINDS["desk"].version) for check in (*both, "references", "counters")
     ]
-    expected += [f"ok     desk-audit.db: {check}".format(ticketapi.PARTS["audit"].version) for check in both]
+    expected += [f"ok     desk-audit.db: {check}".format(ticketapi.KINDS["audit"].version) for check in both]
     assert (code, lines, err) == (0, expected, "")
 
 
@@ -452,7 +452,7 @@ def test_an_older_desk_is_not_upgraded_but_told_that_it_would_be(run, tmp_path):
     before = path.read_bytes()
     code, out, _ = run("check", "--db", "old.db")
     assert (code, path.read_bytes()) == (0, before)
-    assert f"note   old.db: schema: version 1; opening it will upgrade it to version {ticketapi.PARTS['desk'].version}\n" in out
+    assert f"note   old.db: schema: version 1; opening it will upgrade it to version {ticketapi.KINDS['desk'].version}\n" in out
     assert "ok     old.db: integrity\n" in out
     code, out, _ = run("check", "--repair", "--db", "old.db")
     assert (code, path.read_bytes()) == (1, before)
@@ -476,7 +476,7 @@ def test_a_file_that_is_no_desk_is_wrong_and_untouched(check, desk, tmp_path, ch
     change_file(desk)
     before = desk.read_bytes()
     code, findings = check()
-    expected = {("desk.db", "schema"): detail.format(ticketapi.PARTS["desk"].version)}
+    expected = {("desk.db", "schema"): detail.format(ticketapi.KINDS["desk"].version)}
     assert (code, wrong(findings), desk.read_bytes()) == (1, expected, before)
 
 
