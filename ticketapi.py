@@ -1550,21 +1550,12 @@ class Words(NamedTuple):
     stories: tuple[Story, ...]
 
 
-class Dice:
-    """Choices that depend on a seed, a purpose and a number alone: the same on every machine and Python."""
+def throw(seed: int, purpose: str, number: int) -> int:
+    """Return 256 bits that depend on these alone: the same on every machine and Python.
 
-    def __init__(self, seed: int, purpose: str, number: int) -> None:
-        """Throw 256 bits; each choice uses some of them up."""
-        self._bits = int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{number}".encode()).digest(), "big")
-
-    def below(self, limit: int) -> int:
-        """Return a whole number from 0 up to, but not including, a limit."""
-        self._bits, value = divmod(self._bits, limit)
-        return value
-
-    def pick(self, items: Sequence[str]) -> str:
-        """Return one of the items."""
-        return items[self.below(len(items))]
+    `divmod(bits, n)` draws a number below n from them and leaves the rest for the next draw.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{number}".encode()).digest(), "big")
 
 
 @lru_cache(maxsize=1)
@@ -1615,9 +1606,8 @@ def compose_ticket(words: Words, seed: int, ticket_id: int) -> tuple[int, str, s
     """Return customer number, subject and content of a ticket, from the seed and its id alone.
 
     The content has two to five sentences: what happened, perhaps a detail, what was tried and why it matters, and a wish.
-    The choices are those of a Dice, written out: 4.6 microseconds a ticket instead of 6.2, of 20 that a stored one takes.
     """
-    bits = int.from_bytes(hashlib.sha256(f"{seed}:ticket:{ticket_id}".encode()).digest(), "big")
+    bits = throw(seed, "ticket", ticket_id)
     bits, draw = divmod(bits, 1 << 32)
     # The square of an even draw makes few customers write much and many a little.
     customer = (draw * draw * customer_pool(ticket_id) >> 64) + 1
@@ -1652,8 +1642,8 @@ def customer_pool(tickets: int) -> int:
 @lru_cache(maxsize=16)
 def name_order(seed: int, names: int) -> tuple[int, int]:
     """Return step and start of a walk that meets each of `names` names once before it meets one twice."""
-    dice = Dice(seed, "names", names)
-    step, start = dice.below(names), dice.below(names)
+    bits, step = divmod(throw(seed, "names", names), names)
+    start = bits % names
     while math.gcd(step, names) != 1:
         step += 1
     return step, start
@@ -1667,7 +1657,7 @@ def compose_customer(words: Words, seed: int, number: int) -> tuple[str, str]:
     last, first = divmod((number * step + start) % names, len(words.first_names))
     name = f"{words.first_names[first]} {words.last_names[last]}"
     suffix = str(again + 1) if again else ""
-    domain = Dice(seed, "customer", number).pick(("example.com", "example.net", "example.org"))
+    domain = ("example.com", "example.net", "example.org")[throw(seed, "customer", number) % 3]
     return name, f"{plain_letters(name).replace(' ', '.')}{suffix}@{domain}"
 
 
@@ -1706,7 +1696,7 @@ class Rhythm:
         while self._times[-1] < end:
             hour = self._times[-1] // (HOUR * MICROSECONDS)
             day = hour // 24
-            weight = hours[hour % 24] * days[(day + 3) % 7] * (75 + Dice(seed, "day", day).below(51))
+            weight = hours[hour % 24] * days[(day + 3) % 7] * (75 + throw(seed, "day", day) % 51)
             until = min((hour + 1) * HOUR * MICROSECONDS, end)
             self._sums.append(self._sums[-1] + weight * (until - self._times[-1]))
             self._times.append(until)
@@ -1733,7 +1723,7 @@ class History(NamedTuple):
 
     def arrival(self, seed: int, position: int, count: int, ticket_id: int) -> int:
         """Return when the ticket at a position among `count` arrives: anywhere in its share of the period."""
-        jitter = Dice(seed, "arrival", ticket_id).below(self.arrivals.total)
+        jitter = throw(seed, "arrival", ticket_id) % self.arrivals.total
         return self.arrivals.moment((position * self.arrivals.total + jitter) // count)
 
     def closing(self, arrival: int) -> int | None:
