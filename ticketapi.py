@@ -4958,6 +4958,11 @@ class Option(NamedTuple):
         return f"TICKETAPI_{self.field.upper()}"
 
 
+def number_in(lowest: int, highest: int) -> Callable[[str], int]:
+    """Return what reads a whole number within bounds."""
+    return partial(read_number, lowest=lowest, highest=highest)
+
+
 def read_address(text: str) -> str:
     """Read an IP address."""
     try:
@@ -4994,9 +4999,9 @@ OPTIONS = {
         Option("--db", "file of the desk; its audit log lies beside it", "PATH", Path),
         Option("--json", "print one JSON document; of the audit log and with --watch, one a line"),
         Option("--host", "address to listen on", "HOST", read_text),
-        Option("--port", "port to listen on; 0 picks a free one", "PORT", partial(read_number, lowest=0, highest=65_535)),
-        Option("--rate", "requests a minute for each user; 0 is unlimited", "N", partial(read_number, lowest=0, highest=10**6)),
-        Option("--threads", "threads that answer requests", "N", partial(read_number, lowest=1, highest=64)),
+        Option("--port", "port to listen on; 0 picks a free one", "PORT", number_in(0, 65_535)),
+        Option("--rate", "requests a minute for each user; 0 is unlimited", "N", number_in(0, 10**6)),
+        Option("--threads", "threads that answer requests", "N", number_in(1, 64)),
         Option("--no-scheduler", "let no ticket arrive or be closed by itself, and prune no audit log"),
         Option("--generate-every", "how often a ticket arrives; 0 is never", "DURATION", read_duration),
         Option("--process-every", "how often a ticket is closed; 0 is never", "DURATION", read_duration),
@@ -5021,21 +5026,15 @@ OPTIONS = {
         ),
         Option("--log-level", "debug (with a line for each request), info, warning or error", "LEVEL", read_level),
         Option("--demo", "fill an empty desk with 10,000 tickets of 90 days and make a token"),
-        Option("--count", "how many tickets", "N", partial(read_number, lowest=-(10**9), highest=10**9)),
+        Option("--count", "how many tickets", "N", number_in(-(10**9), 10**9)),
         Option(
             "--seed",
             "number that the tickets are derived from; the same gives the same; random without it",
             "N",
-            partial(read_number, lowest=0, highest=2**63 - 1),
+            number_in(0, 2**63 - 1),
         ),
         Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
-        Option(
-            "--limit",
-            "how many tickets at most; 0 is all",
-            "N",
-            partial(read_number, lowest=0, highest=10**9),
-            name="tickets_limit",
-        ),
+        Option("--limit", "how many tickets at most; 0 is all", "N", number_in(0, 10**9), name="tickets_limit"),
         Option("--watch", "look again every 2 seconds, until Ctrl-C; in place on a terminal, elsewhere when something changed"),
         Option("--name", "what the token is for", "NAME", read_text),
         Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
@@ -5050,9 +5049,7 @@ OPTIONS = {
             "--path", "requests whose path holds this text alone, such as /api/users/7/", "TEXT", read_text, name="audit_path"
         ),
         Option("--since", "requests of that last time alone; 0 is all", "DURATION", read_duration, name="audit_since"),
-        Option(
-            "--limit", "how many rows at most; 0 is all", "N", partial(read_number, lowest=0, highest=10**9), name="audit_limit"
-        ),
+        Option("--limit", "how many rows at most; 0 is all", "N", number_in(0, 10**9), name="audit_limit"),
         Option("--follow", "the newest rows last, then those that come, until Ctrl-C"),
         Option("--older-than", "delete the rows older than this", "DURATION", read_duration),
         Option("--repair", "rebuild the counters from the tickets"),
@@ -5070,7 +5067,7 @@ class Command(NamedTuple):
 
     words: str
     help: str
-    options: tuple[str, ...]
+    options: tuple[str, ...]  # names of OPTIONS
     examples: tuple[str, ...]
 
 
@@ -5082,93 +5079,69 @@ GROUPS = (
 )  # of commands, by their first words
 
 
-SERVE_OPTIONS = (
-    "db host port rate threads no_scheduler generate_every process_every audit_keep cors_origin trusted_proxy log_level demo"
-)
-
-
-AUDIT_OPTIONS = "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json"
-
-
-COMMANDS = (
-    Command(
-        "serve",
-        "answer HTTP requests and let the desk live",
-        tuple(SERVE_OPTIONS.split()),
-        ("serve --demo", "serve --port 9000 --rate 0", "serve --db /srv/desk.db --generate-every 10s --process-every 15s"),
-    ),
-    Command(
-        "generate",
-        "add tickets now, or a history of them",
-        ("db", "count", "seed", "since", "json"),
-        ("generate --count 50", "generate --count 1000000 --seed 7", "generate --count 10000 --since 90d"),
-    ),
-    Command(
-        "process",
-        "close the oldest open tickets",
-        ("db", "count", "json"),
-        ("process", "process --count 100 --json"),
-    ),
-    Command(
-        "tickets",
-        "list the open or the closed tickets, or show one",
-        ("db", "tickets_limit", "json"),
-        ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
-    ),
-    Command(
-        "stats",
-        "show how many tickets wait, for how long, and who wrote most",
-        ("db", "watch", "json"),
-        ("stats", "stats --watch", "stats --json"),
-    ),
-    Command(
-        "token create",
-        "make a token; it is printed once",
-        ("db", "name", "user", "ability", "expires", "json"),
-        ("token create", "token create --user ann@example.com --name dashboard --expires 30d"),
-    ),
-    Command(
-        "token list",
-        "list tokens, without their secrets",
-        ("db", "json"),
-        ("token list", "token list --json"),
-    ),
-    Command(
-        "token revoke",
-        "delete a token, at once for a running server too",
-        ("db", "json"),
-        ("token revoke 3",),
-    ),
-    Command(
-        "token prune",
-        "delete the tokens that have expired",
-        ("db", "json"),
-        ("token prune",),
-    ),
-    Command(
-        "audit",
-        "show the audit log, newest first",
-        tuple(AUDIT_OPTIONS.split()),
-        ("audit --status 4xx --since 1h", "audit --user ann@example.com --path /tickets/closed", "audit --follow --json"),
-    ),
-    Command(
-        "audit prune",
-        "delete old rows of the audit log, also beside a running server",
-        ("db", "older_than", "json"),
-        ("audit prune --older-than 90d",),
-    ),
-    Command(
-        "check",
-        "look for damage, wrong counters, open file modes and known problems",
-        ("db", "repair", "json"),
-        ("check", "check --repair", "check --json"),
-    ),
-    Command(
-        "backup",
-        "copy the desk, while a server runs",
-        ("db", "audit", "force", "json"),
-        ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
-    ),
+COMMANDS = tuple(
+    Command(words, text, tuple(options.split()), examples)
+    for words, text, options, examples in (
+        (
+            "serve",
+            "answer HTTP requests and let the desk live",
+            "db host port rate threads no_scheduler generate_every process_every audit_keep"
+            " cors_origin trusted_proxy log_level demo",
+            ("serve --demo", "serve --port 9000 --rate 0", "serve --db /srv/desk.db --generate-every 10s --process-every 15s"),
+        ),
+        (
+            "generate",
+            "add tickets now, or a history of them",
+            "db count seed since json",
+            ("generate --count 50", "generate --count 1000000 --seed 7", "generate --count 10000 --since 90d"),
+        ),
+        ("process", "close the oldest open tickets", "db count json", ("process", "process --count 100 --json")),
+        (
+            "tickets",
+            "list the open or the closed tickets, or show one",
+            "db tickets_limit json",
+            ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
+        ),
+        (
+            "stats",
+            "show how many tickets wait, for how long, and who wrote most",
+            "db watch json",
+            ("stats", "stats --watch", "stats --json"),
+        ),
+        (
+            "token create",
+            "make a token; it is printed once",
+            "db name user ability expires json",
+            ("token create", "token create --user ann@example.com --name dashboard --expires 30d"),
+        ),
+        ("token list", "list tokens, without their secrets", "db json", ("token list", "token list --json")),
+        ("token revoke", "delete a token, at once for a running server too", "db json", ("token revoke 3",)),
+        ("token prune", "delete the tokens that have expired", "db json", ("token prune",)),
+        (
+            "audit",
+            "show the audit log, newest first",
+            "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json",
+            ("audit --status 4xx --since 1h", "audit --user ann@example.com --path /tickets/closed", "audit --follow --json"),
+        ),
+        (
+            "audit prune",
+            "delete old rows of the audit log, also beside a running server",
+            "db older_than json",
+            ("audit prune --older-than 90d",),
+        ),
+        (
+            "check",
+            "look for damage, wrong counters, open file modes and known problems",
+            "db repair json",
+            ("check", "check --repair", "check --json"),
+        ),
+        (
+            "backup",
+            "copy the desk, while a server runs",
+            "db audit force json",
+            ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
+        ),
+    )
 )
 
 
@@ -5401,6 +5374,14 @@ def plural(count: int, noun: str) -> str:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(value, indent=2))
+
+
+def print_result(settings: Settings, record: Any, *lines: str) -> None:
+    """Print what a command did: as JSON where that is asked for, else as lines."""
+    if settings.json:
+        print_json(record)
+    else:
+        print(*lines, sep="\n")
 
 
 def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
@@ -5686,12 +5667,8 @@ def command_generate(settings: Settings) -> int:
             made, closed = generate_history(db, settings.count, settings.since, now, seed, progress)
         else:
             made = generate_tickets(db, settings.count, now, seed, progress)
-    if settings.json:
-        print_json({"generated": made, "closed": closed})
-    else:
-        print(f"Generated {plural(made, 'ticket')}")
-        if settings.since:
-            print(f"Closed {plural(closed, 'ticket')}")
+    lines = [f"Generated {plural(made, 'ticket')}", f"Closed {plural(closed, 'ticket')}"]
+    print_result(settings, {"generated": made, "closed": closed}, *lines[: 2 if settings.since else 1])
     return 0
 
 
@@ -5702,13 +5679,8 @@ def command_process(settings: Settings) -> int:
         progress = Progress(total, sys.stderr, time.monotonic)
         with progress, progress.told(settings.db):
             ids = process_tickets(db, settings.count, wall_microseconds(), progress)
-    if settings.json:
-        print_json({"processed": len(ids), "ticket_ids": ids})
-    elif ids:
-        print(f"Processed {plural(len(ids), 'ticket')}")
-        print(f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}")
-    else:
-        print("No tickets to process")
+    lines = [f"Processed {plural(len(ids), 'ticket')}", f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}"]
+    print_result(settings, {"processed": len(ids), "ticket_ids": ids}, *(lines if ids else ["No tickets to process"]))
     return 0
 
 
@@ -5786,10 +5758,9 @@ def command_stats(settings: Settings) -> int:
     """Show how the desk stands, once or until Ctrl-C."""
     if settings.watch:
         watch_desk(settings)
-    elif settings.json:
-        print_json(read_overview(settings))
     else:
-        print(*overview_lines(read_overview(settings)), sep="\n")
+        overview = read_overview(settings)
+        print_result(settings, overview, *overview_lines(overview))
     return 0
 
 
@@ -5894,10 +5865,7 @@ def command_token_revoke(settings: Settings, token_id: int) -> int:
     """Delete a token."""
     with closing(open_database(settings.db, "desk")) as db:
         revoke_token(db, token_id)
-    if settings.json:
-        print_json({"revoked": token_id})
-    else:
-        print(f"Revoked token {token_id}")
+    print_result(settings, {"revoked": token_id}, f"Revoked token {token_id}")
     return 0
 
 
@@ -5905,10 +5873,7 @@ def command_token_prune(settings: Settings) -> int:
     """Delete the tokens that have expired."""
     with closing(open_database(settings.db, "desk")) as db:
         pruned = prune_tokens(db, wall_microseconds())
-    if settings.json:
-        print_json({"pruned": pruned})
-    else:
-        print(f"Pruned {plural(pruned, 'token')}")
+    print_result(settings, {"pruned": pruned}, f"Pruned {plural(pruned, 'token')}")
     return 0
 
 
@@ -6010,10 +5975,7 @@ def command_audit_prune(settings: Settings) -> int:
         there.close()
         with closing(open_database(settings.audit_db, "audit")) as db, explained(settings.audit_db):
             pruned = prune_log(db, before)
-    if settings.json:
-        print_json({"pruned": pruned})
-    else:
-        print(f"Pruned {plural(pruned, 'audit')}")
+    print_result(settings, {"pruned": pruned}, f"Pruned {plural(pruned, 'audit')}")
     return 0
 
 
@@ -6037,12 +5999,12 @@ def command_check(settings: Settings) -> int:
     if settings.repair:
         findings = [repair_counters(settings.db, findings), *check_everything(settings)]
     sound = all(finding.level != WRONG for finding in findings)
-    if settings.json:
-        print_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
-        return 0 if sound else 1
     paint = painter()
-    for level, file, check, detail in findings:
-        print(paint(f"{level:5}", LEVEL_STYLES[level]) + one_line(f"  {': '.join(filter(None, (file, check, detail)))}"))
+    lines = [
+        paint(f"{level:5}", LEVEL_STYLES[level]) + one_line(f"  {': '.join(filter(None, (file, check, detail)))}")
+        for level, file, check, detail in findings
+    ]
+    print_result(settings, {"ok": sound, "checks": [finding._asdict() for finding in findings]}, *lines)
     return 0 if sound else 1
 
 
@@ -6071,13 +6033,14 @@ def command_backup(settings: Settings, destination: str) -> int:
         raise TicketApiError("interrupted; no half backup is left") from None
     if settings.audit and len(backups) == 1:
         hint(f"There is no audit log at {settings.audit_db} yet; the desk alone was copied")
-    if settings.json:
-        print_json(backup_record(backups, copies))
-        return 0
-    for backup, copy in zip(backups, copies, strict=True):
-        rows = plural(copy.rows, "ticket" if backup.kind == "desk" else "request")
-        print(one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified"))
+    print_result(settings, backup_record(backups, copies), *map(backup_line, backups, copies))
     return 0
+
+
+def backup_line(backup: Backup, copy: Copy) -> str:
+    """Return what a backup reports of one file."""
+    rows = plural(copy.rows, "ticket" if backup.kind == "desk" else "request")
+    return one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified")
 
 
 def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str, Any]:
