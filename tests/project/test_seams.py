@@ -94,7 +94,10 @@ def bound_names(node):
     """Return the names that a top-level statement defines."""
     if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
         return {node.name}
-    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)}
+    loops = [inner.target for inner in ast.walk(node) if isinstance(inner, ast.comprehension)]
+    local = {id(name) for loop in loops for name in ast.walk(loop)}
+    stored = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)]
+    return {name.id for name in stored if id(name) not in local}
 
 
 def defined():
