@@ -99,7 +99,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, urlencode
 
-__version__ = "1.3.0"
+__version__ = "1.4.0"
 
 
 def import_lazily(name: str) -> Any:
