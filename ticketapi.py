@@ -947,8 +947,7 @@ def find_user(db: sqlite3.Connection, user_id: int) -> sqlite3.Row | None:
     sql = """
         SELECT id, name, email, tickets_count, created_at
         FROM users
-        WHERE id = :user_id
-        """
+        WHERE id = :user_id"""
     return fetch_one(db, sql, user_id=user_id)
 
 
@@ -957,8 +956,7 @@ def find_user_by_email(db: sqlite3.Connection, email: str) -> sqlite3.Row | None
     sql = """
         SELECT id, name, email, tickets_count
         FROM users
-        WHERE email = :email
-        """
+        WHERE email = :email"""
     return fetch_one(db, sql, email=email)
 
 
@@ -969,8 +967,7 @@ def find_top_user(db: sqlite3.Connection) -> sqlite3.Row | None:
         FROM users
         WHERE tickets_count > 0
         ORDER BY tickets_count DESC, id
-        LIMIT 1
-        """
+        LIMIT 1"""
     return fetch_one(db, sql)
 
 
@@ -980,8 +977,7 @@ def list_customers(db: sqlite3.Connection, limit: int, offset: int) -> list[sqli
         SELECT id, name, email, tickets_count, created_at
         FROM users
         ORDER BY tickets_count DESC, id
-        LIMIT :limit OFFSET :offset
-        """
+        LIMIT :limit OFFSET :offset"""
     return fetch_all(db, sql, limit=limit, offset=offset)
 
 
@@ -1001,8 +997,7 @@ def list_authors(db: sqlite3.Connection, user_ids: Iterable[int]) -> list[sqlite
     sql = """
         SELECT id, name, email, tickets_count
         FROM users
-        WHERE id IN (SELECT value FROM json_each(:user_ids))
-        """
+        WHERE id IN (SELECT value FROM json_each(:user_ids))"""
     return fetch_all(db, sql, user_ids=json.dumps(list(user_ids)))
 
 
@@ -1035,8 +1030,7 @@ def find_open_bounds(db: sqlite3.Connection) -> tuple[int, int, int]:
                coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
                coalesce((SELECT max(id) FROM tickets WHERE status = 1), 0)
         FROM ticket_counts
-        WHERE status = 1
-        """
+        WHERE status = 1"""
     row = fetch_all(db, sql)[0]
     return row[0], row[1], row[2]
 
@@ -1051,8 +1045,7 @@ def list_open_tickets(db: sqlite3.Connection, lowest: int, highest: int, limit: 
             WHERE id BETWEEN :lowest AND :highest AND status = 1
             ORDER BY id
             LIMIT :limit
-        )
-        """
+        )"""
     return Tickets(*fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
 
 
@@ -1071,8 +1064,7 @@ def find_open_ticket_before(db: sqlite3.Connection, ticket_id: int, distance: in
         FROM tickets
         WHERE status = 1 AND id < :ticket_id
         ORDER BY id DESC
-        LIMIT 1 OFFSET :distance
-        """
+        LIMIT 1 OFFSET :distance"""
     found: int | None = fetch_value(db, sql, ticket_id=ticket_id, distance=distance - 1)
     return found
 
@@ -1086,8 +1078,7 @@ def list_closed_tickets(db: sqlite3.Connection, lowest: int, highest: int) -> Ti
             FROM ticket_resources
             WHERE closed_number BETWEEN :lowest AND :highest
             ORDER BY closed_number DESC
-        )
-        """
+        )"""
     row = fetch_all(db, sql, lowest=lowest, highest=highest)[0]
     return Tickets(row[0], row[1], lowest, highest)
 
@@ -1101,8 +1092,7 @@ def list_user_tickets(db: sqlite3.Connection, lowest: int, highest: int, user_id
             FROM ticket_resources
             WHERE user_id = :user_id AND user_number BETWEEN :lowest AND :highest
             ORDER BY user_number DESC
-        )
-        """
+        )"""
     row = fetch_all(db, sql, user_id=user_id, lowest=lowest, highest=highest)[0]
     return Tickets(row[0], row[1], lowest, highest)
 
@@ -1112,8 +1102,7 @@ def find_ticket(db: sqlite3.Connection, ticket_id: int) -> bytes | None:
     sql = """
         SELECT CAST(resource AS BLOB) AS resource
         FROM ticket_resources
-        WHERE id = :ticket_id
-        """
+        WHERE id = :ticket_id"""
     found: bytes | None = fetch_value(db, sql, ticket_id=ticket_id)
     return found
 
@@ -1157,8 +1146,7 @@ def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -
             id, user_id, user_number, user_name, user_email, subject, content, status, created_at, updated_at, closed_at,
             closed_number
         )
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        """
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
     execute_many(db, sql, tickets)
 
 
@@ -1167,8 +1155,7 @@ def close_tickets(db: sqlite3.Connection, closings: Iterable[tuple[str, int, int
     sql = """
         UPDATE tickets
         SET status = 2, closed_at = ?1, updated_at = ?1, closed_number = ?2
-        WHERE id = ?3 AND status = 1
-        """
+        WHERE id = ?3 AND status = 1"""
     execute_many(db, sql, closings)
 
 
@@ -1190,8 +1177,7 @@ def add_arrivals(db: sqlite3.Connection, counts: Iterable[tuple[str, int]]) -> N
     sql = """
         INSERT INTO ticket_arrivals (hour, tickets)
         VALUES (?, ?)
-        ON CONFLICT (hour) DO UPDATE SET tickets = tickets + excluded.tickets
-        """
+        ON CONFLICT (hour) DO UPDATE SET tickets = tickets + excluded.tickets"""
     execute_many(db, sql, counts)
 
 
@@ -1200,8 +1186,7 @@ def add_closings(db: sqlite3.Connection, counts: Iterable[tuple[str, int, int]])
     sql = """
         INSERT INTO ticket_closings (hour, wait, tickets)
         VALUES (?, ?, ?)
-        ON CONFLICT (hour, wait) DO UPDATE SET tickets = tickets + excluded.tickets
-        """
+        ON CONFLICT (hour, wait) DO UPDATE SET tickets = tickets + excluded.tickets"""
     execute_many(db, sql, counts)
 
 
@@ -1219,8 +1204,7 @@ def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, in
         SELECT hour, wait, tickets
         FROM ticket_closings
         WHERE hour >= :since
-        ORDER BY hour, wait
-        """
+        ORDER BY hour, wait"""
     return [tuple(row) for row in fetch_all(db, sql, since=since)]
 
 
@@ -1238,8 +1222,7 @@ def list_misnamed_tickets(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
         SELECT tickets.id, user_id
         FROM tickets
         CROSS JOIN users ON users.id = user_id
-        WHERE user_name <> name OR user_email <> email
-        """
+        WHERE user_name <> name OR user_email <> email"""
     return execute(db, sql)
 
 
@@ -1248,8 +1231,7 @@ def name_tickets_of(db: sqlite3.Connection, user_ids: Iterable[tuple[int]]) -> N
     sql = """
         UPDATE tickets
         SET (user_name, user_email) = (SELECT name, email FROM users WHERE id = user_id)
-        WHERE user_id = ?
-        """
+        WHERE user_id = ?"""
     execute_many(db, sql, user_ids)
 
 
@@ -1281,8 +1263,7 @@ def list_unsound_users(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
         FROM users
         LEFT JOIN tickets ON user_id = users.id
         GROUP BY users.id
-        HAVING tickets_count <> written OR highest <> written
-        """
+        HAVING tickets_count <> written OR highest <> written"""
     return execute(db, sql)
 
 
@@ -1297,8 +1278,7 @@ def set_ticket_counts(db: sqlite3.Connection, counts: Iterable[tuple[int, int]])
     sql = """
         INSERT INTO ticket_counts (status, tickets)
         VALUES (?, ?)
-        ON CONFLICT (status) DO UPDATE SET tickets = excluded.tickets
-        """
+        ON CONFLICT (status) DO UPDATE SET tickets = excluded.tickets"""
     execute_many(db, sql, counts)
 
 
@@ -1314,8 +1294,7 @@ def list_user_numbers(db: sqlite3.Connection, user_id: int, after: int, limit: i
         FROM tickets
         WHERE user_id = :user_id AND user_number > :after
         ORDER BY user_number
-        LIMIT :limit
-        """
+        LIMIT :limit"""
     return fetch_all(db, sql, user_id=user_id, after=after, limit=limit)
 
 
@@ -1326,8 +1305,7 @@ def list_closed_numbers(db: sqlite3.Connection, after: int, limit: int) -> list[
         FROM tickets
         WHERE closed_number > :after
         ORDER BY closed_number
-        LIMIT :limit
-        """
+        LIMIT :limit"""
     return fetch_all(db, sql, after=after, limit=limit)
 
 
@@ -1363,8 +1341,7 @@ def insert_token(db: sqlite3.Connection, token: Mapping[str, Any]) -> int:
     sql = """
         INSERT INTO personal_access_tokens (user_id, name, token, abilities, expires_at, created_at)
         VALUES (:user_id, :name, :token, :abilities, :expires_at, :created_at)
-        RETURNING id
-        """
+        RETURNING id"""
     return int(fetch_value(db, sql, **token))
 
 
@@ -1373,8 +1350,7 @@ def find_token(db: sqlite3.Connection, digest: str) -> sqlite3.Row | None:
     sql = """
         SELECT id, user_id, token, abilities, last_used_at, expires_at
         FROM personal_access_tokens
-        WHERE token = :digest
-        """
+        WHERE token = :digest"""
     return fetch_one(db, sql, digest=digest)
 
 
@@ -1384,8 +1360,7 @@ def list_tokens(db: sqlite3.Connection) -> list[sqlite3.Row]:
         SELECT tokens.id, user_id, email, tokens.name, abilities, last_used_at, expires_at, tokens.created_at
         FROM personal_access_tokens AS tokens
         CROSS JOIN users ON users.id = user_id
-        ORDER BY tokens.id
-        """
+        ORDER BY tokens.id"""
     return fetch_all(db, sql)
 
 
@@ -1399,8 +1374,7 @@ def touch_token(db: sqlite3.Connection, token_id: int, last_used_at: str) -> Non
     sql = """
         UPDATE personal_access_tokens
         SET last_used_at = :last_used_at
-        WHERE id = :token_id
-        """
+        WHERE id = :token_id"""
     execute(db, sql, token_id=token_id, last_used_at=last_used_at)
 
 
@@ -1438,8 +1412,7 @@ def insert_audits(db: sqlite3.Connection, audits: Iterable[Mapping[str, Any]]) -
         VALUES (
             :user_id, :token_id, :method, :path, :route_name, :status_code, :ip_address, :user_agent, :duration_ms, :query,
             :request_body, :created_at
-        )
-        """
+        )"""
     execute_many(db, sql, audits)
 
 
@@ -1455,8 +1428,7 @@ def list_audits_back(db: sqlite3.Connection, lowest: int, highest: int, wanted: 
             AND instr('/' || path, :path)
             AND created_at >= :since
         ORDER BY id DESC
-        LIMIT :limit
-        """
+        LIMIT :limit"""
     return fetch_all(db, sql, **wanted._asdict(), lowest=lowest, highest=highest, limit=limit)
 
 
@@ -1472,8 +1444,7 @@ def list_audits(db: sqlite3.Connection, lowest: int, highest: int, wanted: Audit
             AND instr('/' || path, :path)
             AND created_at >= :since
         ORDER BY id
-        LIMIT :limit
-        """
+        LIMIT :limit"""
     return fetch_all(db, sql, **wanted._asdict(), lowest=lowest, highest=highest, limit=limit)
 
 
@@ -1483,8 +1454,7 @@ def has_audits_since(db: sqlite3.Connection, lowest: int, highest: int, since: s
         SELECT 1
         FROM api_audits
         WHERE id BETWEEN :lowest AND :highest AND created_at >= :since
-        LIMIT 1
-        """
+        LIMIT 1"""
     row = fetch_one(db, sql, lowest=lowest, highest=highest, since=since)
     return row is not None
 
@@ -1496,8 +1466,7 @@ def find_audit_from(db: sqlite3.Connection, audit_id: int) -> sqlite3.Row | None
         FROM api_audits
         WHERE id >= :audit_id
         ORDER BY id
-        LIMIT 1
-        """
+        LIMIT 1"""
     return fetch_one(db, sql, audit_id=audit_id)
 
 
@@ -1516,8 +1485,7 @@ def delete_old_audits(db: sqlite3.Connection, before: str, limit: int, among: in
             FROM (SELECT id, created_at FROM api_audits ORDER BY id LIMIT :among)
             WHERE created_at < :before
             LIMIT :limit
-        )
-        """
+        )"""
     return execute(db, sql, before=before, limit=limit, among=among).rowcount
 
 
