@@ -281,7 +281,7 @@ def to_json(value: Any) -> bytes:
 
 
 def escape(text: str) -> str:
-    """Write out what a terminal would act on: control characters, line breaks, marks that turn the reading direction."""
+    """Escape what a terminal would act on: control characters, line breaks, marks that turn the reading direction."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -363,7 +363,7 @@ def read_status(text: str) -> range:
 
 
 def read_moment(text: str, now: int) -> int:
-    """Read a duration until now, such as `24h`, or a UTC time, such as `2025-12-04T11:30:16Z`, as microseconds since 1970."""
+    """Read a UTC time such as `2025-12-04T11:30:16Z`, or a duration before now such as `24h`, as microseconds since 1970."""
     match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})(?:\.([0-9]{1,6}))?Z", text)
     if match:
         return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
@@ -382,7 +382,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Profile(NamedTuple):
-    """What a connection is for, as far as it shows in how it is opened. The defaults are those of a writer.
+    """How a connection is opened, by what it is for. The defaults are those of a connection that writes.
 
     https://sqlite.org/pragma.html
     """
@@ -510,7 +510,7 @@ def sidecars(path: Path) -> list[Path]:
 
 
 def is_disk_full(path: Path) -> bool:
-    """Tell whether a disk is full where SQLite speaks of an I/O error: it had no room for the memory it shares with others."""
+    """Tell whether the disk is full: SQLite calls it an I/O error when there is no room for its shared memory (-shm)."""
     try:
         probe_disk(path)
     except OSError as error:
@@ -532,7 +532,7 @@ def probe_disk(path: Path) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Put on the disk what a file holds or what a directory lists. Only where this process has no connection to the file."""
+    """Flush a file, or the list of a directory, to the disk (fsync). Not for a file that this process has a connection to."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -542,7 +542,7 @@ def sync_to_disk(path: Path) -> None:
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Give an empty file (0600) beside a path for what is to be renamed to it; it is gone at the end, come what may."""
+    """Give an empty file (0600) beside a path, to be filled and renamed to it; remove it if it is still there at the end."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         temporary.unlink(missing_ok=True)  # of a killed process that had our number
@@ -602,10 +602,10 @@ def read_header(path: Path) -> tuple[int, int, bool]:
 
 
 def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
-    """Return the same as `read_header` as SQLite sees it, with the WAL, as one state, and without changing it.
+    """Return what `read_header` returns as SQLite sees it, WAL included, from one snapshot, without changing the file.
 
-    Where there is no WAL, SQLite is told to make none, which it could not remove again. Only where a desk was killed while it
-    was being made must it roll back its first write before it can read. https://sqlite.org/uri.html
+    Where there is no WAL the file is opened as immutable, or SQLite would make a WAL that a reader cannot remove again. A desk
+    whose making was killed needs mode=rw, as its first write must be rolled back. https://sqlite.org/uri.html
     """
     in_use = any(file.exists() for file in sidecars(path))
     try:
@@ -639,7 +639,7 @@ def check_identity(path: Path, kind: str) -> int:
 
 
 def check_length(path: Path) -> None:
-    """Refuse a file that was cut short; while there is a WAL, SQLite may still have to lengthen it.
+    """Refuse a file that was cut short. Beside a WAL its length says nothing: SQLite may still have to lengthen it.
 
     https://sqlite.org/fileformat.html, sections 1.3.2, 1.3.7 and 1.3.8.
     """
@@ -666,7 +666,7 @@ def check_tables(db: sqlite3.Connection, kind: str, path: Path) -> None:
 
 
 def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
-    """Switch a database to WAL, once for all; SQLite does not wait by itself for others who are opening the same new file."""
+    """Switch a database to WAL, which it then stays in. SQLite does not wait here by itself for others who open a new file."""
     for attempts_left in range(wait_ms // 20, -1, -1):
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -690,7 +690,7 @@ def connect(path: Path, profile: Profile = WRITER) -> sqlite3.Connection:
 
 
 def prepare(db: sqlite3.Connection, profile: Profile) -> None:
-    """Make a new connection what a profile says."""
+    """Set up a new connection as its profile says."""
     db.row_factory = sqlite3.Row
     if not profile.strict:
         db.text_factory = partial(str, encoding="utf-8", errors="replace")
@@ -812,7 +812,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Let several reads see one state of the database: a page and its total belong together. Within another it is that one."""
+    """Let several reads see one state of the database: a page and its total belong together. A nested one is part of the outer one."""
     if db.in_transaction:
         yield
         return
@@ -843,7 +843,7 @@ def without_waiting(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def interruptible(db: sqlite3.Connection) -> Iterator[None]:
-    """Let a signal end a long statement: SQLite calls Python now and then, which handles signals there alone."""
+    """Let a signal end a long statement: Python handles signals in Python code alone, so SQLite calls some now and then."""
     db.set_progress_handler(lambda: None, 100_000)
     try:
         yield
@@ -1050,7 +1050,7 @@ def list_open_tickets(db: sqlite3.Connection, lowest: int, highest: int, limit: 
 
 
 def find_open_ticket(db: sqlite3.Connection, offset: int) -> int | None:
-    """Return the id of the open ticket that so many older ones wait before, or None; walks that many index entries."""
+    """Return the id of the open ticket at an offset from the oldest, or None; walks as many entries of the index."""
     found: int | None = fetch_value(
         db, "SELECT id FROM tickets WHERE status = 1 ORDER BY id LIMIT 1 OFFSET :offset", offset=offset
     )
@@ -1132,7 +1132,7 @@ def find_created_at(db: sqlite3.Connection, ticket_id: int) -> str | None:
 
 
 def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
-    """Return when the ticket with a number among the closed ones was closed, or None."""
+    """Return when the ticket with a closed_number was closed, or None."""
     found: str | None = fetch_value(
         db, "SELECT closed_at FROM tickets WHERE closed_number = :closed_number", closed_number=closed_number
     )
@@ -1191,7 +1191,7 @@ def add_closings(db: sqlite3.Connection, counts: Iterable[tuple[str, int, int]])
 
 
 def list_arrivals(db: sqlite3.Connection, since: str) -> list[tuple[str, int]]:
-    """Return hour and tickets of each hour from one on."""
+    """Return (hour, tickets) of each hour from `since` on."""
     return [
         tuple(row)
         for row in fetch_all(db, "SELECT hour, tickets FROM ticket_arrivals WHERE hour >= :since ORDER BY hour", since=since)
@@ -1199,7 +1199,7 @@ def list_arrivals(db: sqlite3.Connection, since: str) -> list[tuple[str, int]]:
 
 
 def list_closings(db: sqlite3.Connection, since: str) -> list[tuple[str, int, int]]:
-    """Return hour, wait and tickets of each hour from one on, the shortest waits of an hour first."""
+    """Return (hour, wait, tickets) of each hour from `since` on, the shortest waits of an hour first."""
     sql = """
         SELECT hour, wait, tickets
         FROM ticket_closings
@@ -1477,7 +1477,7 @@ def find_last_audit_id(db: sqlite3.Connection, below: int) -> int | None:
 
 
 def delete_old_audits(db: sqlite3.Connection, before: str, limit: int, among: int) -> int:
-    """Delete rows from before a time that are among so many with the lowest ids; return how many those were."""
+    """Delete up to `limit` rows from before a time, among the `among` rows with the lowest ids; return how many."""
     sql = """
         DELETE FROM api_audits
         WHERE id IN (
@@ -1500,7 +1500,7 @@ def count_audits(db: sqlite3.Connection) -> int:
 
 
 class Story(NamedTuple):
-    """One problem of one product, in sentences that go together whichever of each kind are taken."""
+    """One problem of one product: sentences of five kinds, which fit together in any combination."""
 
     subjects: tuple[str, ...]
     openings: tuple[str, ...]
@@ -1551,7 +1551,7 @@ REFERENCE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, as on real la
 
 
 def compose_facts(bits: int) -> dict[str, str]:
-    """Return the particulars that a ticket's sentences may name, from what the other choices have left of the bits."""
+    """Return the details that a ticket's sentences may name, drawn from the bits that are left."""
     bits, first = divmod(bits % (24 * 24 * 90_000 * 9 * 20 * 10 * 7 * 24 * 60 * 95), 24)
     bits, second = divmod(bits, 24)
     bits, number = divmod(bits, 90_000)
@@ -1609,7 +1609,7 @@ def customer_pool(tickets: int) -> int:
 
 @lru_cache(maxsize=16)
 def name_order(seed: int, names: int) -> tuple[int, int]:
-    """Return step and start of a walk that meets each of `names` names once before it meets one twice."""
+    """Return step and start of a walk over `names` names that meets each once before it meets any twice."""
     bits, step = divmod(throw(seed, "names", names), names)
     start = bits % names
     while math.gcd(step, names) != 1:
@@ -1652,7 +1652,7 @@ WORKING = (
 
 
 class Rhythm:
-    """A period in which time weighs more in busy hours: turns a moment into the weight before it, and back.
+    """A period whose hours weigh more the busier they are; turns a moment into the weight before it, and back.
 
     The weight is piecewise linear, an hour a piece, in whole numbers only, so that it is the same on every machine.
     """
@@ -1683,7 +1683,7 @@ class Rhythm:
 
 
 class History(NamedTuple):
-    """The plan of a past: when tickets arrive, and that each is closed after the same amount of work."""
+    """The plan of a past: when tickets arrive; each is closed after the same amount of work."""
 
     arrivals: Rhythm
     work: Rhythm
@@ -1770,7 +1770,7 @@ def cut_wait(seconds: int) -> int:
 
 
 def wait_width(seconds: int) -> int:
-    """Return how many different waits are cut to the same as this one."""
+    """Return how many waits, in seconds, are cut to the same one as this."""
     return int(10 ** max(0, len(str(seconds)) - 2))
 
 
@@ -1842,7 +1842,7 @@ def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
 
 
 def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
-    """Close open tickets, given as (id, created_at), at moments that are moved on where they do not grow; return their ids."""
+    """Close open tickets, given as (id, created_at), each at a moment that is moved to after the one before; return their ids."""
     closings: list[tuple[str, int, int]] = []
     waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)
@@ -3413,7 +3413,7 @@ def explain_damage(error: Exception, path: Path) -> str:
 
 
 def attempt(path: Path, check: str, level: str, fix: str, work: Callable[[], list[str]]) -> Finding:
-    """Run one check, which returns the problems it finds, of a level, and may be kept from its end by damage."""
+    """Run one check, which returns the problems that it finds; damage that ends it early is a problem, too."""
     try:
         problems = work()
     except SQLITE_FAILURES as error:
@@ -3457,7 +3457,7 @@ def extra_tables(db: sqlite3.Connection, kind: str) -> list[str]:
 
 
 def first_problem(rows: Iterable[Any], text: str, noun: str) -> list[str]:
-    """Return a text about the first of some rows, if there is one, with how many more there are."""
+    """Describe the first of some rows, if there is one, and count the rest."""
     first, more = None, -1
     for row in rows:
         first, more = first or row, more + 1
@@ -3571,7 +3571,7 @@ def check_everything(settings: Settings) -> list[Finding]:
 
 
 def renumber(read: Callable[[int, int], list[sqlite3.Row]], write: Callable[[Iterable[tuple[int, int]]], None]) -> None:
-    """Close the gaps in the numbers of a list. Done in their order, no ticket gets a number that another one still has."""
+    """Close the gaps in the numbers of a list, in ascending order, so that no number is given away while it is in use."""
     after = done = 0
     while rows := read(after, BATCH):
         write([(number, row_id) for number, (row_id, old) in enumerate(rows, done + 1) if number != old])
@@ -3661,7 +3661,7 @@ def refuse_own_files(settings: Settings, destination: Path) -> None:
 
 
 def check_destination(destination: Path, force: bool) -> None:
-    """Refuse a place for a copy where it cannot be, or would take the place of something that nobody has given up.
+    """Refuse a DEST that cannot hold a copy, or where something is that nobody has given up.
 
     A WAL or journal beside it is of a database in use, or of one that was killed: SQLite would write it into the new copy. To
     remove it would take from the old one what it holds, so that is left to a person.
@@ -3680,7 +3680,7 @@ def check_destination(destination: Path, force: bool) -> None:
 
 
 def verify_copy(copy: Path, backup: Backup, version: int) -> Copy:
-    """Return what is in a copy, once it is sure that it is whole; raises TicketApiError."""
+    """Return what a copy holds after a check that it is whole; raises TicketApiError."""
     found = read_identity(copy)
     if found[:2] != (KINDS[backup.kind].application_id, version):
         raise TicketApiError(f"{backup.source} is damaged: the copy has another identity; run ticketapi check")
