@@ -812,7 +812,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """Let several reads see one state of the database: a page and its total belong together. A nested one is part of the outer one."""
+    """Let several reads see one state of the database, as a page and its total must. A nested one is part of the outer."""
     if db.in_transaction:
         yield
         return
@@ -1842,7 +1842,7 @@ def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
 
 
 def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
-    """Close open tickets, given as (id, created_at), each at a moment that is moved to after the one before; return their ids."""
+    """Close open tickets, given as (id, created_at), each at a moment moved to after the one before; return their ids."""
     closings: list[tuple[str, int, int]] = []
     waits: Counter[tuple[str, int]] = Counter()
     last = last_closing(db)
