@@ -69,7 +69,6 @@ import json
 import logging
 import math
 import os
-import pkgutil
 import re
 import resource
 import secrets
@@ -460,15 +459,18 @@ def explained(path: Path) -> Iterator[None]:
 # Files --------------------------------------------------------------------------------------------
 
 
+__loader__: Any  # what has loaded this module, from a folder or a zip archive
+
+
 def read_resource(name: str) -> str:
-    """Return the text of a file shipped beside this module, also from inside a zipapp."""
+    """Return the text of a file shipped beside this module.
+
+    Asked of the module's own loader: pkgutil and importlib.resources would load a script a second time to find its files.
+    """
     try:
-        data = pkgutil.get_data("ticketapi", name)
+        return str(__loader__.get_data(os.path.join(os.path.dirname(__file__), name)).decode())
     except OSError:
-        data = None
-    if data is None:
-        raise TicketApiError(f"{name} is missing beside ticketapi.py; install ticketapi again")
-    return data.decode()
+        raise TicketApiError(f"{name} is missing beside ticketapi.py; install ticketapi again") from None
 
 
 def schema_statements(part: str) -> list[str]:

@@ -78,7 +78,7 @@ def test_what_the_zipapp_bundles_has_no_known_problem():
 
 def test_the_zipapp_is_the_same_byte_for_byte_whoever_builds_it(zipapp, tmp_path):
     again = tmp_path / "elsewhere" / "again.pyz"
-    environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "LC_ALL": "C"}
+    environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "LC_ALL": "C", "TMPDIR": str(tmp_path)}
     subprocess.run(
         ["sh", "-c", f"umask 077; exec {sys.executable} {BUILD} {again}"], check=True, env=environment, capture_output=True
     )
@@ -92,6 +92,71 @@ def test_the_zipapp_holds_the_packages_and_all_licences(zipapp):
     assert own | {"bottle.py", "waitress/__init__.py"} <= set(names)
     licences = [name for name in names if re.search(r"(bottle|waitress)-.*/LICEN[CS]E(\.txt)?$", name)]
     assert len(licences) == 2
+
+
+def changed(zipapp, target, change):
+    """Write a copy of the zipapp in which a function of name and bytes may have changed each file."""
+    with zipfile.ZipFile(zipapp) as source, zipfile.ZipFile(target, "w") as copy:
+        for entry in source.infolist():
+            copy.writestr(entry, change(entry.filename, source.read(entry)))
+    return target
+
+
+def test_every_module_of_the_zipapp_has_its_bytecode_beside_it(zipapp):
+    names = set(zipfile.ZipFile(zipapp).namelist())
+    sources = {name for name in names if name.endswith(".py")}
+    assert {"ticketapi.py", "bottle.py", "waitress/server.py", "__main__.py"} <= sources
+    assert {name for name in names if name.endswith(".pyc")} == {f"{name}c" for name in sources}
+
+
+def test_the_python_that_built_the_zipapp_compiles_nothing(zipapp, tmp_path):
+    broken = changed(zipapp, tmp_path / "broken.pyz", lambda name, data: b"1 +" if name.endswith(".py") else data)
+    served = Served("--generate-every", "1d", cwd=tmp_path, program=bare(broken))
+    assert served.get("/up").status == 200
+    assert served.stop()[0] == 0
+
+
+def test_another_python_runs_the_zipapp_from_its_source(zipapp, tmp_path):
+    def foreign(name, data):
+        return b"\0\0" + data[2:] if name.endswith(".pyc") else data  # the magic number, which each version has its own of
+
+    other = changed(zipapp, tmp_path / "other.pyz", foreign)
+    served = Served("--generate-every", "1d", cwd=tmp_path, program=bare(other))
+    assert served.get("/up").status == 200
+    assert served.stop()[0] == 0
+
+
+def test_a_traceback_from_the_zipapp_names_its_files_and_shows_their_lines(zipapp, tmp_path):
+    script = """if True:
+        import logging, sys
+        sys.path.insert(0, sys.argv[1])
+        import ticketapi
+        try:
+            ticketapi.parse_day("x")
+        except ValueError:
+            logging.exception("as the server's log would have it")
+    """
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script, zipapp], capture_output=True, text=True)
+    assert 'File "ticketapi.pyz/ticketapi.py", line ' in done.stderr
+    assert 'return timegm(time.strptime(text, "%Y-%m-%d"))' in done.stderr
+
+
+def test_the_script_is_loaded_once_and_finds_its_files_by_itself(tmp_path):
+    """Under -I its folder is not in the search path; -v tells of every module that is loaded."""
+    desk = tmp_path / "desk.db"
+    command = [sys.executable, "-I", "-S", "-v", ROOT / "ticketapi.py", "generate", "--count", "1", "--db", desk]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Generated 1 ticket\n"), done.stderr[-500:]
+    assert "import 'sqlite3'" in done.stderr
+    assert "import 'ticketapi'" not in done.stderr
+
+
+def test_a_resource_that_is_missing_is_named(tmp_path):
+    shutil.copy(ROOT / "ticketapi.py", tmp_path)
+    command = [sys.executable, "-I", "-S", "ticketapi.py", "generate"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ticketapi: schema.sql is missing beside ticketapi.py; install ticketapi again\n"
 
 
 def test_the_zipapp_runs_read_only_without_home_or_packages(zipapp, tmp_path):
