@@ -5,8 +5,12 @@
 
 The peers (benchmarks/peers/) look a bearer token up by its SHA-256, keep a token bucket for each user in memory, commit an
 audit row for each request, and count, sort and group the same tickets in a plain SQLite file. They and ours run at the same
-time, each on the server's core, and are loaded in turn by 8 connections; of each the best round counts. The packages of the
-peers are installed into a folder that is removed at the end. Linux only; needs wrk and pip's package index.
+time, each on the server's core, and are loaded in turn by 8 connections; of each the best round counts.
+
+Ours is measured twice: hot, where each request asks for the first page, which is remembered while the desk stays as it is, and
+cold, where each asks for a page that is not remembered. The peers remember nothing, so their first page, the cheapest that
+they have, is compared with both. The packages of the peers are installed into a folder that is removed at the end. Linux only;
+needs wrk and pip's package index.
 """
 
 from __future__ import annotations
@@ -23,7 +27,19 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from harness import Measurement, Server, fetch, make_desk, measure, need, print_head, print_machine, print_row, serve
+from harness import (
+    Measurement,
+    Server,
+    fetch,
+    make_desk,
+    measure,
+    measure_cold,
+    need,
+    print_head,
+    print_machine,
+    print_row,
+    serve,
+)
 
 PEERS = Path(__file__).resolve().parent / "peers"
 PACKAGES = ["fastapi", "uvicorn[standard]", "flask", "waitress"]
@@ -98,13 +114,21 @@ def measure_in_turn(
     return {name: (max(m.per_second for m in rounds), min(m.cpu_ms for m in rounds)) for name, rounds in found.items()}
 
 
-def compare(servers: Mapping[str, Server], path: str, token: str, options: argparse.Namespace) -> None:
-    """Print one row: ours and the peers, and how many times more we answer."""
+def cold_paths(path: str, options: argparse.Namespace) -> list[str]:
+    """Return what to ask for so that no answer is remembered: all pages of a list, or one URL in many ways."""
+    open_share = 100 - options.closed if path.endswith("open") else options.closed
+    pages = options.tickets * open_share // 100 // 50
+    return [f"{path}?page={number}" for number in range(1, pages if "tickets" in path else 10_000)]
+
+
+def compare(servers: Mapping[str, Server], path: str, token: str, options: argparse.Namespace, folder: Path) -> None:
+    """Print one row: ours hot and cold, the peers, and how many times more we answer."""
     found = measure_in_turn(servers, path, token, options)
-    (per_second, cpu_ms), *peers = found.values()
-    cells: list[object] = [path, round(per_second), cpu_ms]
-    for peer_per_second, peer_cpu_ms in peers:
-        cells += [peer_per_second, peer_cpu_ms, per_second / peer_per_second, peer_cpu_ms / cpu_ms]
+    (hot, hot_ms), *peers = found.values()
+    cold = measure_cold(next(iter(servers.values())), cold_paths(path, options), token, options.seconds, folder)
+    cells: list[object] = [path, round(hot), hot_ms, round(cold.per_second), cold.cpu_ms]
+    for per_second, cpu_ms in peers:
+        cells += [per_second, cpu_ms, hot / per_second, cold.per_second / per_second]
     print_row(*cells, BOUNDS[path])
 
 
@@ -130,10 +154,10 @@ def main() -> None:
             servers[peer] = stack.enter_context(Server(command, folder))
         check_answers(servers, token)
         print(f"{options.tickets:,} tickets, {options.closed} % of them closed; ratios to ticketapi:\n")
-        heads = [cell for peer in SCRIPTS for cell in (f"{peer} a second", "CPU ms", "ratio a second", "ratio CPU")]
-        print_head("route", "ticketapi a second", "CPU ms", *heads, "bound (a second)")
+        heads = [cell for peer in SCRIPTS for cell in (f"{peer} a second", "CPU ms", "hot ratio", "cold ratio")]
+        print_head("route", "ticketapi hot a second", "CPU ms", "cold a second", "CPU ms", *heads, "bound (hot ratio)")
         for path in BOUNDS:
-            compare(servers, path, token, options)
+            compare(servers, path, token, options, folder)
 
 
 if __name__ == "__main__":
