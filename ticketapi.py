@@ -26,7 +26,7 @@ Configuration
     its audit log beside it. `schema.sql` describes them.
 
 The life of one request
-    socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > OpenToThisMachine > Authenticate > Throttle >
+    socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > Authenticate > Throttle >
     Authorize > handler > remembered answer, or operation > queries > SQLite > JSON bytes > audit hook (headers, counters,
     audit row) > commit > socket
 
@@ -3120,6 +3120,14 @@ def summarize_traffic(
 # Schedule: what a server tells of its jobs --------------------------------------------------------
 
 
+class Outcome(NamedTuple):
+    """What came of a job's turn."""
+
+    result: Mapping[str, Any] | None  # what it did, as its command tells it with --json
+    more: bool = False  # there is more to do, at the next turn
+    failed: bool = False  # which the job has logged itself
+
+
 class JobRuns(NamedTuple):
     """How the runs of a job went. Replaced as a whole, so that another thread never sees half of a run."""
 
@@ -3132,13 +3140,15 @@ class JobRuns(NamedTuple):
 
 
 @dataclass
-class JobRecord:
-    """A job as the rest of a server knows it; it is counted from the epoch, so that every minute is on the minute."""
+class Job:
+    """Something to do every so many seconds, counted from the epoch: what is done every minute is done on the minute."""
 
     name: str
     every: int  # seconds
+    run: Callable[[int], object]  # takes the time, in microseconds; may return an Outcome
     next_at: int | None = field(default=None, kw_only=True)  # microseconds; None before the first round
     past: JobRuns = field(default=JobRuns(), kw_only=True)
+    goes_on: bool = field(default=False, kw_only=True)  # the last turn left something to do
 
     def boundary_after(self, moment: int) -> int:
         """Return the first boundary after a moment."""
@@ -3149,7 +3159,7 @@ class JobRecord:
 class Schedule:
     """The jobs of a server, and when something last looked whether one is due."""
 
-    def __init__(self, jobs: Sequence[JobRecord], heartbeat: float) -> None:
+    def __init__(self, jobs: Sequence[Job], heartbeat: float) -> None:
         """Take the jobs; `heartbeat` is monotonic seconds."""
         self.jobs = jobs
         self.heartbeat = heartbeat
@@ -3159,7 +3169,7 @@ class Schedule:
         return not self.jobs or now - self.heartbeat < HEARTBEAT_SECONDS
 
 
-def job_resource(job: JobRecord, now: int) -> dict[str, Any]:
+def job_resource(job: Job, now: int) -> dict[str, Any]:
     """Return what the API says of a job; one that is to run at once is due now."""
     past, next_at = job.past, job.boundary_after(now) if job.next_at is None else job.next_at
     return {
@@ -3831,7 +3841,10 @@ class Cors:
 
 
 class AuditHook:
-    """The first and the last to see a request: reads the clocks, mends the path, adds headers, counts, writes the audit row."""
+    """Runs before and after each request, whatever becomes of it.
+
+    Before: it notes the time and cleans up the path. After: it adds headers, counts the request and writes its audit row.
+    """
 
     def __init__(self, settings: Settings, audit: AuditLog, clock: Clock, traffic: Traffic) -> None:
         """Take what the requests of one app share."""
@@ -4002,47 +4015,42 @@ def is_local(environ: Mapping[str, Any]) -> bool:
     return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
-class OpenToThisMachine:
-    """Lets local requests past the plugins below it on routes that are configured so."""
+class Guard:
+    """A plugin that checks requests to the routes that ask for an ability; a route may be open to this machine."""
 
-    name, api = "open_to_this_machine", 2
+    name, api = "guard", 2
+
+    def check(self, environ: dict[str, Any], ability: str) -> None:
+        """Let a request through, or raise its refusal."""
+        raise NotImplementedError
 
     def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
-        """Wrap a handler, which is the route's own callback."""
-        if "open_locally" not in route.config:
+        """Wrap a handler."""
+        ability, open_locally = route.config.get("ability"), route.config.get("open_locally")
+        if ability is None:
             return callback
-        handler: Callable[..., bytes] = route.callback
 
-        def opened(*args: Any, **kwargs: Any) -> bytes:
-            return handler(*args, **kwargs) if is_local(bottle.request.environ) else callback(*args, **kwargs)
+        def guarded(*args: Any, **kwargs: Any) -> bytes:
+            environ = bottle.request.environ
+            if not (open_locally and is_local(environ)):
+                self.check(environ, ability)
+            return callback(*args, **kwargs)
 
-        return opened
+        return guarded
 
 
-class Authenticate:
-    """Finds the token of a request (RFC 6750). Routes without an ability are open to everybody."""
+class Authenticate(Guard):
+    """Finds the token of a request (RFC 6750)."""
 
-    name, api = "authenticate", 2
+    name = "authenticate"
 
     def __init__(self, readers: Readers) -> None:
         """Take the connections; guesses are limited by address."""
         self.readers = readers
         self.guesses = TokenBucket(GUESSES_PER_MINUTE, "failed-authentication")
 
-    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
-        """Wrap a handler whose route asks for an ability."""
-        if "ability" not in route.config:
-            return callback
-
-        def authenticated(*args: Any, **kwargs: Any) -> bytes:
-            environ = bottle.request.environ
-            environ["ticketapi.token"] = self.identify(environ)
-            return callback(*args, **kwargs)
-
-        return authenticated
-
-    def identify(self, environ: dict[str, Any]) -> Token:
-        """Return the request's token, or raise 401, or 429 for an address that guesses too much."""
+    def check(self, environ: dict[str, Any], ability: str) -> None:
+        """Note the request's token, or raise 401, or 429 for an address that guesses too much."""
         scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         given = text.strip() if scheme.lower() == "bearer" else ""
         now = environ["ticketapi.now"]
@@ -4051,7 +4059,8 @@ class Authenticate:
         token = authenticate_token(reader, given, now) if given else None
         if token:
             note_token_use(self.readers.path, token, now)
-            return token
+            environ["ticketapi.token"] = token
+            return
         limit = self.guesses.take(address_key(environ.get("REMOTE_ADDR", "")), environ["ticketapi.tick"])
         if not limit.allowed:
             environ["ticketapi.limit"] = limit
@@ -4060,50 +4069,34 @@ class Authenticate:
         raise bottle.HTTPError(401, "Unauthenticated.", www_authenticate=challenge)
 
 
-class Throttle:
+class Throttle(Guard):
     """Takes each request with a token from the bucket of the token's user."""
 
-    name, api = "throttle", 2
+    name = "throttle"
 
     def __init__(self, rate: int) -> None:
         """Allow `rate` requests a minute for each user; 0 is unlimited."""
         self.buckets = TokenBucket(rate, "default") if rate else None
 
-    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
-        """Wrap a handler whose route asks for an ability."""
-        buckets = self.buckets
-        if "ability" not in route.config or buckets is None:
-            return callback
-
-        def throttled(*args: Any, **kwargs: Any) -> bytes:
-            environ = bottle.request.environ
-            limit = buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
+    def check(self, environ: dict[str, Any], ability: str) -> None:
+        """Raise 429 for a user whose bucket is empty."""
+        if self.buckets:
+            limit = self.buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
             environ["ticketapi.limit"] = limit
             if not limit.allowed:
                 raise bottle.HTTPError(429, "Too Many Attempts.")
-            return callback(*args, **kwargs)
-
-        return throttled
 
 
-class Authorize:
+class Authorize(Guard):
     """Refuses a token that lacks the ability its route asks for. Innermost, so that a refusal is throttled too."""
 
-    name, api = "authorize", 2
+    name = "authorize"
 
-    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
-        """Wrap a handler whose route asks for an ability."""
-        ability = route.config.get("ability")
-        if ability is None:
-            return callback
-
-        def authorized(*args: Any, **kwargs: Any) -> bytes:
-            if not bottle.request.environ["ticketapi.token"].can(ability):
-                challenge = f'Bearer error="insufficient_scope", scope="{ability}"'
-                raise bottle.HTTPError(403, "Invalid ability provided.", www_authenticate=challenge)
-            return callback(*args, **kwargs)
-
-        return authorized
+    def check(self, environ: dict[str, Any], ability: str) -> None:
+        """Raise 403 for a token that may not do this."""
+        if not environ["ticketapi.token"].can(ability):
+            challenge = f'Bearer error="insufficient_scope", scope="{ability}"'
+            raise bottle.HTTPError(403, "Invalid ability provided.", www_authenticate=challenge)
 
 
 # ======================================================================================================================
@@ -4154,76 +4147,24 @@ def base64_sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# The app ------------------------------------------------------------------------------------------
+# What handlers share ------------------------------------------------------------------------------
 
 
-class Route(NamedTuple):
-    """A route of the app: its rule and name, its handler, and what plugins are to know of it."""
+@dataclass(frozen=True)
+class Shared:
+    """What the handlers of one app share; each gets it first."""
 
-    rule: str
-    name: str
-    handler: Callable[..., bytes]
-    config: Mapping[str, Any]
-
-
-def desk_routes(readers: Readers) -> list[Route]:
-    """Return the routes that show the desk."""
-    handlers: tuple[tuple[str, str, Callable[..., bytes]], ...] = (
-        ("/api/tickets/open", "tickets.open", show_open_tickets),
-        ("/api/tickets/closed", "tickets.closed", show_closed_tickets),
-        (TICKET, "tickets.show", show_ticket),
-        ("/api/users", "users", show_users),
-        (USER, "users.show", show_user),
-        (f"{USER}/tickets", "users.tickets", show_user_tickets),
-        ("/api/stats", "stats", show_stats),
-        ("/api/series", "series", show_series),
-    )
-    return [Route(rule, name, partial(handler, readers), {"ability": READ_TICKETS}) for rule, name, handler in handlers]
-
-
-def open_routes(settings: Settings, readers: Readers, schedule: Schedule) -> list[Route]:
-    """Return the routes that need no token: for monitors, for tools that learn the API, for people."""
-    handlers: tuple[tuple[str, str, Callable[..., bytes]], ...] = (
-        ("/up", "up", partial(show_up, schedule)),
-        ("/ready", "ready", partial(show_ready, readers, Readiness(settings.db))),
-        ("/openapi.json", "openapi", partial(show_openapi, make_answer(describe_api()))),
-        ("/", "dashboard", partial(show_page, load_page("dashboard.html"))),
-        ("/docs", "docs", partial(show_page, load_page("docs.html"))),
-    )
-    return [Route(*handler, {}) for handler in handlers]
-
-
-def make_app(
-    settings: Settings,
-    readers: Readers,
-    audit: AuditLog,
-    clock: Clock,
-    traffic: Traffic | None = None,
-    schedule: Schedule | None = None,
-) -> bottle.Bottle:
-    """Return a WSGI application of its own, which shares nothing with another but what it is given."""
-    traffic, schedule = traffic or Traffic(clock.wall()), schedule or Schedule((), clock.monotonic())
-    app = bottle.Bottle()
-    app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
-    app.default_error_handler = error_body
-    hook = AuditHook(settings, audit, clock, traffic)
-    app.add_hook("before_request", hook.before)
-    app.add_hook("after_request", hook.after)
-    authenticate, throttle = Authenticate(readers), Throttle(settings.rate)
-    for plugin in (CatchErrors(), OpenToThisMachine(), authenticate, throttle, Authorize()):  # outermost first
-        app.install(plugin)
-    audits, summary = partial(show_audits, readers, settings.audit_db), partial(show_audits_summary, traffic)
-    limits, metrics = (throttle.buckets, authenticate.guesses), partial(show_metrics, settings, readers, audit)
-    operator_routes = (
-        Route("/api/audits", "audits", audits, {"ability": READ_AUDITS}),
-        Route("/api/audits/summary", "audits.summary", partial(summary, *limits), {"ability": READ_AUDITS}),
-        Route("/api/schedule", "schedule", partial(show_schedule, schedule), {"ability": READ_TICKETS}),
-        Route("/metrics", "metrics", partial(metrics, traffic, schedule), {"ability": READ_METRICS, "open_locally": True}),
-    )
-    for route in (*desk_routes(readers), *operator_routes, *open_routes(settings, readers, schedule)):
-        app.route(route.rule, "GET", route.handler, name=route.name, **route.config)
-        app.route(route.rule, "OPTIONS", show_options)
-    return app
+    settings: Settings
+    readers: Readers
+    audit: AuditLog
+    traffic: Traffic
+    schedule: Schedule
+    users: TokenBucket | None
+    addresses: TokenBucket
+    readiness: Readiness
+    description: Answer
+    dashboard: Page
+    reference: Page
 
 
 def list_url(environ: dict[str, Any]) -> str:
@@ -4234,12 +4175,12 @@ def list_url(environ: dict[str, Any]) -> str:
     return f"{environ['wsgi.url_scheme']}://{host}{environ['PATH_INFO']}"
 
 
-def reply(readers: Readers, render: Callable[[sqlite3.Connection], bytes], *more: str) -> bytes:
+def reply(app: Shared, render: Callable[[sqlite3.Connection], bytes], *more: str) -> bytes:
     """Answer from memory while the desk stays as it is, else render.
 
     The key holds everything that the bytes depend on: scheme, host, path and query, and what else a handler names.
     """
-    environ, reader = bottle.request.environ, readers.get()
+    environ, reader = bottle.request.environ, app.readers.get()
     place = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
     key = (*place, *more)
     answer = reader.answers.get(key)
@@ -4274,105 +4215,115 @@ def asked_list(has_cursors: bool = True) -> ListRequest:
 # Handlers -----------------------------------------------------------------------------------------
 
 
-def show_open_tickets(readers: Readers) -> bytes:
+def show_open_tickets(app: Shared) -> bytes:
     """GET /api/tickets/open."""
-    return reply(readers, lambda db: open_tickets_page(db, asked_list()))
+    return reply(app, lambda db: open_tickets_page(db, asked_list()))
 
 
-def show_closed_tickets(readers: Readers) -> bytes:
+def show_closed_tickets(app: Shared) -> bytes:
     """GET /api/tickets/closed."""
-    return reply(readers, lambda db: closed_tickets_page(db, asked_list()))
+    return reply(app, lambda db: closed_tickets_page(db, asked_list()))
 
 
-def show_ticket(readers: Readers, ticket_id: str) -> bytes:
+def show_ticket(app: Shared, ticket_id: str) -> bytes:
     """GET /api/tickets/{id}."""
-    return reply(readers, lambda db: ticket_resource(db, int(ticket_id)))
+    return reply(app, lambda db: ticket_resource(db, int(ticket_id)))
 
 
-def show_users(readers: Readers) -> bytes:
+def show_users(app: Shared) -> bytes:
     """GET /api/users."""
-    return reply(readers, lambda db: customers_page(db, asked_list(has_cursors=False)))
+    return reply(app, lambda db: customers_page(db, asked_list(has_cursors=False)))
 
 
-def show_user(readers: Readers, user_id: str) -> bytes:
+def show_user(app: Shared, user_id: str) -> bytes:
     """GET /api/users/{id}."""
-    return reply(readers, lambda db: customer_resource(db, int(user_id)))
+    return reply(app, lambda db: customer_resource(db, int(user_id)))
 
 
-def show_user_tickets(readers: Readers, user_id: str) -> bytes:
+def show_user_tickets(app: Shared, user_id: str) -> bytes:
     """GET /api/users/{id}/tickets."""
-    return reply(readers, lambda db: user_tickets_page(db, int(user_id), asked_list()))
+    return reply(app, lambda db: user_tickets_page(db, int(user_id), asked_list()))
 
 
-def show_stats(readers: Readers) -> bytes:
+def show_stats(app: Shared) -> bytes:
     """GET /api/stats."""
-    return reply(readers, lambda db: to_json(desk_stats(db)))
+    return reply(app, lambda db: to_json(desk_stats(db)))
 
 
-def show_series(readers: Readers) -> bytes:
+def show_series(app: Shared) -> bytes:
     """GET /api/series: good for the minute it was asked in."""
     environ = bottle.request.environ
     now = environ["ticketapi.now"]
     asked = parse_series_request(request_query(environ), now)
-    return reply(readers, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS))
+    return reply(app, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS))
 
 
-def show_audits(readers: Readers, audit_log: Path) -> bytes:
+def show_audits(app: Shared) -> bytes:
     """GET /api/audits."""
     environ = bottle.request.environ
     now = environ["ticketapi.now"]
     asked = parse_audit_request(list_url(environ), request_query(environ), now)
-    return send(make_answer(audits_page(readers.get().db, audit_log, asked, now)))
+    return send(make_answer(audits_page(app.readers.get().db, app.settings.audit_db, asked, now)))
 
 
-def show_audits_summary(traffic: Traffic, users: TokenBucket | None, addresses: TokenBucket) -> bytes:
+def show_audits_summary(app: Shared) -> bytes:
     """GET /api/audits/summary."""
     now, tick = bottle.request.environ["ticketapi.now"], bottle.request.environ["ticketapi.tick"]
-    return send(make_answer(to_json({"data": summarize_traffic(traffic, users, addresses, now, tick)})))
+    return send(make_answer(to_json({"data": summarize_traffic(app.traffic, app.users, app.addresses, now, tick)})))
 
 
-def show_schedule(schedule: Schedule) -> bytes:
+def show_schedule(app: Shared) -> bytes:
     """GET /api/schedule."""
     now = bottle.request.environ["ticketapi.now"]
-    return send(make_answer(to_json({"data": [job_resource(job, now) for job in schedule.jobs]})))
+    return send(make_answer(to_json({"data": [job_resource(job, now) for job in app.schedule.jobs]})))
 
 
-def show_up(schedule: Schedule) -> bytes:
+def show_up(app: Shared) -> bytes:
     """GET /up: the process answers, and its scheduler goes round."""
-    if not schedule.alive(bottle.request.environ["ticketapi.tick"]):
+    if not app.schedule.alive(bottle.request.environ["ticketapi.tick"]):
         raise bottle.HTTPError(503, "The scheduler does not go round.", retry_after="1")
     return to_json({"status": "up"})
 
 
-def show_metrics(settings: Settings, readers: Readers, audit: AuditLog, traffic: Traffic, schedule: Schedule) -> bytes:
+def show_metrics(app: Shared) -> bytes:
     """GET /metrics: figures for Prometheus."""
     metrics = [
-        *process_metrics(traffic),
-        *request_metrics(traffic),
-        *desk_metrics(readers),
-        *audit_metrics(audit),
-        *schedule_metrics(schedule, bottle.request.environ["ticketapi.tick"]),
-        *wal_metrics(settings),
+        *process_metrics(app.traffic),
+        *request_metrics(app.traffic),
+        *desk_metrics(app.readers),
+        *audit_metrics(app.audit),
+        *schedule_metrics(app.schedule, bottle.request.environ["ticketapi.tick"]),
+        *wal_metrics(app.settings),
     ]
     bottle.response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
     return write_metrics(metrics)
 
 
-def show_ready(readers: Readers, readiness: Readiness) -> bytes:
+def show_ready(app: Shared) -> bytes:
     """GET /ready: the desk can be read, and its disk written."""
-    reason = readiness.reason_not(readers, bottle.request.environ["ticketapi.tick"])
+    reason = app.readiness.reason_not(app.readers, bottle.request.environ["ticketapi.tick"])
     if reason:
         raise bottle.HTTPError(503, reason, retry_after="1")
     return b'{"status":"ready"}'
 
 
-def show_openapi(document: Answer) -> bytes:
+def show_openapi(app: Shared) -> bytes:
     """GET /openapi.json: this API in the words of OpenAPI 3.1."""
-    return send(document)
+    return send(app.description)
 
 
-def show_page(page: Page) -> bytes:
-    """GET / and GET /docs: a page for people."""
+def show_dashboard(app: Shared) -> bytes:
+    """GET /: the desk for people."""
+    return send_page(app.dashboard)
+
+
+def show_reference(app: Shared) -> bytes:
+    """GET /docs: this API for people."""
+    return send_page(app.reference)
+
+
+def send_page(page: Page) -> bytes:
+    """Send a page, whose script and style alone may work."""
     bottle.response.headers["Content-Type"] = "text/html; charset=utf-8"
     bottle.response.headers["Content-Security-Policy"] = page.policy
     bottle.response.headers["Referrer-Policy"] = "no-referrer"
@@ -4385,28 +4336,74 @@ def show_options(**_: str) -> bytes:
     return b""
 
 
+# The table of routes, and the app ------------------------------------------------------------------
+
+
+class Route(NamedTuple):
+    """A route of the app: its rule and name, its handler, the ability that a token needs for it, None for none."""
+
+    rule: str
+    name: str
+    handler: Callable[..., bytes]
+    ability: str | None = None
+    open_locally: bool = False  # asks this machine for no token
+
+
+ROUTES = (
+    Route("/api/tickets/open", "tickets.open", show_open_tickets, READ_TICKETS),
+    Route("/api/tickets/closed", "tickets.closed", show_closed_tickets, READ_TICKETS),
+    Route(TICKET, "tickets.show", show_ticket, READ_TICKETS),
+    Route("/api/users", "users", show_users, READ_TICKETS),
+    Route(USER, "users.show", show_user, READ_TICKETS),
+    Route(f"{USER}/tickets", "users.tickets", show_user_tickets, READ_TICKETS),
+    Route("/api/stats", "stats", show_stats, READ_TICKETS),
+    Route("/api/series", "series", show_series, READ_TICKETS),
+    Route("/api/audits", "audits", show_audits, READ_AUDITS),
+    Route("/api/audits/summary", "audits.summary", show_audits_summary, READ_AUDITS),
+    Route("/api/schedule", "schedule", show_schedule, READ_TICKETS),
+    Route("/metrics", "metrics", show_metrics, READ_METRICS, open_locally=True),
+    Route("/up", "up", show_up),
+    Route("/ready", "ready", show_ready),
+    Route("/openapi.json", "openapi", show_openapi),
+    Route("/", "dashboard", show_dashboard),
+    Route("/docs", "docs", show_reference),
+)
+
+
+def make_app(
+    settings: Settings,
+    readers: Readers,
+    audit: AuditLog,
+    clock: Clock,
+    traffic: Traffic | None = None,
+    schedule: Schedule | None = None,
+) -> bottle.Bottle:
+    """Return a WSGI application of its own, which shares nothing with another but what it is given."""
+    traffic, schedule = traffic or Traffic(clock.wall()), schedule or Schedule((), clock.monotonic())
+    app = bottle.Bottle()
+    app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
+    app.default_error_handler = error_body
+    hook = AuditHook(settings, audit, clock, traffic)
+    app.add_hook("before_request", hook.before)
+    app.add_hook("after_request", hook.after)
+    authenticate, throttle = Authenticate(readers), Throttle(settings.rate)
+    for plugin in (CatchErrors(), authenticate, throttle, Authorize()):  # outermost first
+        app.install(plugin)
+    limits, files = (throttle.buckets, authenticate.guesses), (load_page("dashboard.html"), load_page("docs.html"))
+    description, readiness = make_answer(describe_api()), Readiness(settings.db)
+    shared = Shared(settings, readers, audit, traffic, schedule, *limits, readiness, description, *files)
+    for rule, name, handler, ability, open_locally in ROUTES:
+        app.route(rule, "GET", partial(handler, shared), name=name, ability=ability, open_locally=open_locally)
+        app.route(rule, "OPTIONS", show_options)
+    return app
+
+
 # ======================================================================================================================
 # Room 14. Jobs: what a server does by itself, on wall-clock boundaries, in one thread. Uses operations.
 # ======================================================================================================================
 
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
 STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
-
-
-class Outcome(NamedTuple):
-    """What came of a job's turn."""
-
-    result: Mapping[str, Any] | None  # what it did, as its command tells it with --json
-    more: bool = False  # there is more to do, at the next turn
-    failed: bool = False  # which the job has logged itself
-
-
-@dataclass
-class Job(JobRecord):
-    """Something to do every so many seconds."""
-
-    run: Callable[[int], object]  # takes the time, in microseconds; may return an Outcome
-    goes_on: bool = field(default=False, kw_only=True)  # the last turn left something to do
 
 
 def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
@@ -4505,7 +4502,6 @@ class Scheduler(Schedule):
         """Take the jobs, and what tells them to stop if they ask; `start` begins."""
         super().__init__(jobs, clock.monotonic())
         self.clock = clock
-        self._jobs = jobs
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
@@ -4523,7 +4519,7 @@ class Scheduler(Schedule):
     def _loop(self) -> None:
         """Go round once a second, on the second."""
         while True:
-            run_due_jobs(self._jobs, self.clock.wall())
+            run_due_jobs(self.jobs, self.clock.wall())
             self.heartbeat = self.clock.monotonic()
             if self._stop.wait(1 - self.clock.wall() % MICROSECONDS / MICROSECONDS):
                 return
@@ -5171,7 +5167,7 @@ def check_flags(argv: Sequence[str]) -> None:
             raise UsageError(f"{words} has no option {flag}{did_you_mean(meant)} (see ticketapi {words} --help)")
 
 
-def show_default(option: Option) -> str:
+def default_text(option: Option) -> str:
     """Write an option's default as one would type it; nothing when there is none."""
     value = getattr(Settings(), option.field)
     if option.read is read_duration and value is not None:
@@ -5187,7 +5183,7 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
             text = f"{option.help} [{option.variable}]"
             parser.add_argument(option.flag, dest=name, action="store_const", const=True, help=text)
             continue
-        default = show_default(option)
+        default = default_text(option)
         shown = f"; default {default}" if default else ""
         text = f"{option.help}{shown} [{option.variable}]".replace("%", "%%")
         action = "append" if option.repeatable else "store"
@@ -5364,13 +5360,13 @@ def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
     print("[]" if separator == "[" else "\n]")
 
 
-def show_size(size: int) -> str:
+def size_text(size: int) -> str:
     """Write a number of bytes for people."""
     unit, scale = ("kB", 10**3) if size < 10**6 else ("MB", 10**6) if size < 10**9 else ("GB", 10**9)
     return f"{size / scale:.1f} {unit}"
 
 
-def show_age(seconds: int) -> str:
+def age_text(seconds: int) -> str:
     """Write how long something took in its largest unit and the next: `2d 4h`, `5m 10s`, `0s`."""
     parts: list[tuple[int, str]] = []
     for unit, size in DURATION_UNITS:
@@ -5746,10 +5742,10 @@ def overview_lines(overview: Mapping[str, Any]) -> list[str]:
     waiting, closed, total = (count.rjust(max(map(len, counts))) for count in counts)
     oldest = last = top = None
     if overview["oldest_open_at"]:
-        age = show_age(overview["oldest_open_age"])
+        age = age_text(overview["oldest_open_age"])
         oldest = f"ticket {overview['oldest_open_id']}, for {age}, since {short_time(overview['oldest_open_at'])}"
     if overview["last_closed_at"]:
-        last = f"{show_age(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
+        last = f"{age_text(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
     if user := overview["top_user"]:
         top = f"{user['name']} <{user['email']}>, {plural(user['tickets_count'], 'ticket')}"
     return field_lines(
@@ -6010,7 +6006,7 @@ def command_backup(settings: Settings, destination: str) -> int:
 def backup_line(backup: Backup, copy: Copy) -> str:
     """Return what a backup reports of one file."""
     rows = plural(copy.rows, "ticket" if backup.kind == "desk" else "request")
-    return one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {show_size(copy.bytes)}, verified")
+    return one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {size_text(copy.bytes)}, verified")
 
 
 def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str, Any]:

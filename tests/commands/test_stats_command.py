@@ -174,7 +174,7 @@ def test_what_an_empty_desk_does_not_have_is_a_dash(run, db, desk):
     ],
 )
 def test_an_age_is_written_in_its_largest_unit_and_the_next(seconds, text):
-    assert ticketapi.show_age(seconds) == text
+    assert ticketapi.age_text(seconds) == text
 
 
 # --watch -----------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def assert_sound(path):
 def test_the_copy_holds_what_the_desk_holds_and_is_a_desk(backup, desk, tmp_path):
     before = contents(tmp_path)
     code, out, err = backup("copy.db")
-    size = ticketapi.show_size((tmp_path / "copy.db").stat().st_size)
+    size = ticketapi.size_text((tmp_path / "copy.db").stat().st_size)
     assert (code, out, err) == (0, f"Backed up desk.db to copy.db: 400 tickets, {size}, verified\n", "")
     assert contents(tmp_path).keys() - before.keys() == {Path("copy.db")}
     assert rows(tmp_path / "copy.db") == rows(desk)
@@ -581,7 +581,7 @@ def test_progress_tells_megabytes_and_what_is_done_when_there_is_nothing_to_coun
 
 @pytest.mark.parametrize(("size", "text"), [(8192, "8.2 kB"), (4_123_456, "4.1 MB"), (2_500_000_000, "2.5 GB")])
 def test_a_size_is_written_for_people(size, text):
-    assert ticketapi.show_size(size) == text
+    assert ticketapi.size_text(size) == text
 
 
 # Restore -----------------------------------------------------------------------------------------
