@@ -91,6 +91,7 @@ from calendar import timegm
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate, islice
@@ -239,13 +240,10 @@ class InvalidFields(TicketApiError):
         self.errors = errors
 
 
-# Times, JSON and texts as they are written --------------------------------------------------------
-
-
 @lru_cache(maxsize=4096)
 def format_second(seconds: int) -> str:
     """Write seconds since 1970 as `2025-12-04T11:30:16`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).zfill(19)  # years below 1000 come without zeros
 
 
 def format_time(moment: int) -> str:
@@ -705,8 +703,8 @@ def prepare(db: sqlite3.Connection, profile: Profile) -> None:
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
     db.execute("PRAGMA journal_size_limit = 16777216")
-    if profile.views:
-        add_views(db)
+    for statement in schema_statements("reader") if profile.views else ():
+        db.execute(statement)
     if not profile.writes:
         db.execute("PRAGMA query_only = ON")
 
@@ -714,12 +712,6 @@ def prepare(db: sqlite3.Connection, profile: Profile) -> None:
 def set_busy_timeout(db: sqlite3.Connection, wait_ms: int) -> None:
     """Set how long a connection waits for the locks of others."""
     db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
-
-
-def add_views(db: sqlite3.Connection) -> None:
-    """Give a connection the temporary views of schema.sql's part `reader`."""
-    for statement in schema_statements("reader"):
-        db.execute(statement)
 
 
 def create_schema(db: sqlite3.Connection, kind: str) -> None:
@@ -946,20 +938,12 @@ def execute_many(db: sqlite3.Connection, sql: str, values: Iterable[tuple[Any, .
 
 def find_user(db: sqlite3.Connection, user_id: int) -> sqlite3.Row | None:
     """Return one user, or None."""
-    sql = """
-        SELECT id, name, email, tickets_count, created_at
-        FROM users
-        WHERE id = :user_id"""
-    return fetch_one(db, sql, user_id=user_id)
+    return fetch_one(db, "SELECT id, name, email, tickets_count, created_at FROM users WHERE id = :user_id", user_id=user_id)
 
 
 def find_user_by_email(db: sqlite3.Connection, email: str) -> sqlite3.Row | None:
     """Return the user with an address, or None."""
-    sql = """
-        SELECT id, name, email, tickets_count
-        FROM users
-        WHERE email = :email"""
-    return fetch_one(db, sql, email=email)
+    return fetch_one(db, "SELECT id, name, email, tickets_count FROM users WHERE email = :email", email=email)
 
 
 def find_top_user(db: sqlite3.Connection) -> sqlite3.Row | None:
@@ -1144,10 +1128,8 @@ def find_closed_at(db: sqlite3.Connection, closed_number: int) -> str | None:
 def insert_tickets(db: sqlite3.Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
     """Insert tickets given as all their columns in order."""
     sql = """
-        INSERT INTO tickets (
-            id, user_id, user_number, user_name, user_email, subject, content, status, created_at, updated_at, closed_at,
-            closed_number
-        )
+        INSERT INTO tickets (id, user_id, user_number, user_name, user_email, subject, content, status,
+            created_at, updated_at, closed_at, closed_number)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
     execute_many(db, sql, tickets)
 
@@ -1407,14 +1389,10 @@ class AuditFilter(NamedTuple):
 def insert_audits(db: sqlite3.Connection, audits: Iterable[Mapping[str, Any]]) -> None:
     """Insert the rows of requests."""
     sql = """
-        INSERT INTO api_audits (
-            user_id, token_id, method, path, route_name, status_code, ip_address, user_agent, duration_ms, query,
-            request_body, created_at
-        )
-        VALUES (
-            :user_id, :token_id, :method, :path, :route_name, :status_code, :ip_address, :user_agent, :duration_ms, :query,
-            :request_body, :created_at
-        )"""
+        INSERT INTO api_audits (user_id, token_id, method, path, route_name, status_code,
+            ip_address, user_agent, duration_ms, query, request_body, created_at)
+        VALUES (:user_id, :token_id, :method, :path, :route_name, :status_code,
+            :ip_address, :user_agent, :duration_ms, :query, :request_body, :created_at)"""
     execute_many(db, sql, audits)
 
 
@@ -1463,13 +1441,7 @@ def has_audits_since(db: sqlite3.Connection, lowest: int, highest: int, since: s
 
 def find_audit_from(db: sqlite3.Connection, audit_id: int) -> sqlite3.Row | None:
     """Return id and created_at of the first row from an id on, or None."""
-    sql = """
-        SELECT id, created_at
-        FROM api_audits
-        WHERE id >= :audit_id
-        ORDER BY id
-        LIMIT 1"""
-    return fetch_one(db, sql, audit_id=audit_id)
+    return fetch_one(db, "SELECT id, created_at FROM api_audits WHERE id >= :audit_id ORDER BY id LIMIT 1", audit_id=audit_id)
 
 
 def find_last_audit_id(db: sqlite3.Connection, below: int) -> int | None:
@@ -1545,8 +1517,6 @@ def load_words() -> Words:
     first_names, last_names, closings = (tuple(data[key]) for key in ("first_names", "last_names", "closings"))
     return Words(first_names, last_names, closings, tuple(stories))
 
-
-# Tickets and customers ----------------------------------------------------------------------------
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 REFERENCE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, as on real labels
@@ -1736,10 +1706,6 @@ BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, 
 Report = Callable[[int], object]  # takes how many tickets are done, after each batch
 
 
-def say_nothing(done: int) -> None:
-    """Report to nobody."""
-
-
 def batches(count: int) -> Iterator[int]:
     """Split a count into the sizes of its transactions."""
     while count > 0:
@@ -1774,9 +1740,6 @@ def cut_wait(seconds: int) -> int:
 def wait_width(seconds: int) -> int:
     """Return how many waits, in seconds, are cut to the same one as this."""
     return int(10 ** max(0, len(str(seconds)) - 2))
-
-
-# Generate -----------------------------------------------------------------------------------------
 
 
 def add_customers(db: sqlite3.Connection, seed: int, wanted: int, now: int) -> None:
@@ -1822,7 +1785,7 @@ def add_tickets(db: sqlite3.Connection, seed: int, first_id: int, moments: Seque
     add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
 
 
-def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, report: Report = say_nothing) -> int:
+def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, report: Report = lambda done: None) -> int:
     """Add open tickets of this moment, in batches that are committed one by one; return how many."""
     done = 0
     for size in batches(count):
@@ -1833,9 +1796,6 @@ def generate_tickets(db: sqlite3.Connection, count: int, now: int, seed: int, re
         done += size
         report(done)
     return done
-
-
-# Process ------------------------------------------------------------------------------------------
 
 
 def close_oldest(db: sqlite3.Connection, moments: Sequence[int]) -> list[int]:
@@ -1865,7 +1825,7 @@ def close_in_order(db: sqlite3.Connection, tickets: Iterable[Any], moments: Iter
     return [ticket_id for _, _, ticket_id in closings]
 
 
-def process_tickets(db: sqlite3.Connection, count: int, now: int, report: Report = say_nothing) -> list[int]:
+def process_tickets(db: sqlite3.Connection, count: int, now: int, report: Report = lambda done: None) -> list[int]:
     """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
     closed: list[int] = []
     for size in batches(count):
@@ -1878,11 +1838,8 @@ def process_tickets(db: sqlite3.Connection, count: int, now: int, report: Report
     return closed
 
 
-# A history ----------------------------------------------------------------------------------------
-
-
 def generate_history(
-    db: sqlite3.Connection, count: int, since: int, now: int, seed: int, report: Report = say_nothing
+    db: sqlite3.Connection, count: int, since: int, now: int, seed: int, report: Report = lambda done: None
 ) -> tuple[int, int]:
     """Spread tickets over the last `since` seconds and close all but a backlog; return how many came and were closed.
 
@@ -1997,15 +1954,14 @@ def cached_bytes(key: tuple[str, ...], answer: Answer) -> int:
     return len(answer.body) + sum(map(len, key)) + 1000
 
 
+@dataclass(eq=False)
 class Readers:
     """A Reader for each thread that asks: opening one costs as much as a small request."""
 
-    def __init__(self, path: Path) -> None:
-        """Remember the file; nothing is opened yet."""
-        self.path = path
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._open: list[Reader] = []
+    path: Path
+    _local: threading.local = field(default_factory=threading.local)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _open: list[Reader] = field(default_factory=list)
 
     def get(self) -> Reader:
         """Return this thread's reader."""
@@ -2024,9 +1980,6 @@ class Readers:
             self._open.clear()
 
 
-# What is asked for --------------------------------------------------------------------------------
-
-
 class Cursor(NamedTuple):
     """A place in a list: next to the ticket with a key, on the side that `forward` says."""
 
@@ -2035,7 +1988,7 @@ class Cursor(NamedTuple):
 
 
 class ListRequest(NamedTuple):
-    """Which part of a list is asked for, and under which URL."""
+    """Which slice of a list is asked for, and under which URL."""
 
     url: str  # of the list, without the query
     page: int
@@ -2047,7 +2000,7 @@ class ListRequest(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A part of a list: its tickets, the keys of the first and the last, and whether the list goes on on either side."""
+    """A slice of a list: its tickets, the keys of the first and the last, and whether the list goes on on either side."""
 
     tickets: Tickets
     first: int
@@ -2123,12 +2076,12 @@ def page_window(page: int, last: int) -> list[int | None]:
 GAP_LINK = '{"url":null,"label":"...","active":false}'
 
 
-def page_json(asked: ListRequest, total: int, part: Slice) -> str:
+def page_json(asked: ListRequest, total: int, sliced: Slice) -> str:
     """Write `links` and `meta` of a page as Laravel's paginated resources have them, key by key; ours come last.
 
     A template, as `meta.links` has up to 15 entries: json.dumps of the same takes four times as long.
     """
-    page, per_page, count = asked.page, asked.per_page, part.tickets.size
+    page, per_page, count = asked.page, asked.per_page, sliced.tickets.size
     path, last = quote(asked.url), max(1, -(-total // per_page))
     start, end = f"{path[:-1]}?page=", f'&per_page={per_page}"' if asked.keep_per_page else '"'
     previous = ("null", "null") if page == 1 else (f"{start}{page - 1}{end}", page - 1)
@@ -2138,7 +2091,7 @@ def page_json(asked: ListRequest, total: int, part: Slice) -> str:
         for n in page_window(page, last)
     ]
     first_row = (page - 1) * per_page + 1 if count else None
-    cursor = f',"next_cursor":{compact(next_cursor(asked.url, part))}' if asked.has_cursors else ""
+    cursor = f',"next_cursor":{compact(next_cursor(asked.url, sliced))}' if asked.has_cursors else ""
     return (
         f'"links":{{"first":{start}1{end},"last":{start}{last}{end},"prev":{previous[0]},"next":{following[0]}}},'
         f'"meta":{{"current_page":{page},"from":{first_row or "null"},"last_page":{last},"links":['
@@ -2148,39 +2101,37 @@ def page_json(asked: ListRequest, total: int, part: Slice) -> str:
     )
 
 
-def cursor_page_json(asked: ListRequest, part: Slice) -> str:
-    """Write `links` and `meta` of a part of a list as Laravel's cursorPaginate has them."""
-    suffix = f"&per_page={asked.per_page}" if asked.keep_per_page else ""
-    previous, following = previous_cursor(asked.url, part), next_cursor(asked.url, part)
-    prev_url, next_url = (f"{asked.url}?cursor={text}{suffix}" if text else None for text in (previous, following))
+def cursor_envelope(
+    url: str, per_page: int, link: tuple[str, str], previous: str | None, following: str | None
+) -> dict[str, Any]:
+    """Return `links` and `meta` as Laravel's cursorPaginate has them; a cursor makes a URL between the two parts of `link`."""
+    prev_url, next_url = (text and f"{link[0]}{text}{link[1]}" for text in (previous, following))
     links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
-    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
-    return compact({"links": links, "meta": meta})[1:-1]
+    return {"links": links, "meta": {"path": url, "per_page": per_page, "next_cursor": following, "prev_cursor": previous}}
 
 
-def next_cursor(url: str, part: Slice) -> str | None:
-    """Return the cursor to what lies after a part of a list, or None at the list's end."""
-    return encode_cursor(Cursor(part.last, True), url) if part.after else None
+def next_cursor(url: str, sliced: Slice) -> str | None:
+    """Return the cursor to what lies after a slice of a list, or None at the list's end."""
+    return encode_cursor(Cursor(sliced.last, True), url) if sliced.after else None
 
 
-def previous_cursor(url: str, part: Slice) -> str | None:
-    """Return the cursor to what lies before a part of a list, or None at the list's start."""
-    return encode_cursor(Cursor(part.first, False), url) if part.before else None
+def render_list(asked: ListRequest, total: int, sliced: Slice) -> bytes:
+    """Write a slice of a list in its envelope, with page numbers or with cursors as it was asked for."""
+    if asked.by_cursor:
+        link = (f"{asked.url}?cursor=", f"&per_page={asked.per_page}" if asked.keep_per_page else "")
+        previous = encode_cursor(Cursor(sliced.first, False), asked.url) if sliced.before else None
+        following = next_cursor(asked.url, sliced)
+        envelope = compact(cursor_envelope(asked.url, asked.per_page, link, previous, following))[1:-1]
+    else:
+        envelope = page_json(asked, total, sliced)
+    return b'{"data":[%b],%b}' % (sliced.tickets.json or b"", envelope.encode())
 
-
-def render_list(asked: ListRequest, total: int, part: Slice) -> bytes:
-    """Write a part of a list in its envelope, with page numbers or with cursors as it was asked for."""
-    envelope = cursor_page_json(asked, part) if asked.by_cursor else page_json(asked, total, part)
-    return b'{"data":[%b],%b}' % (part.tickets.json or b"", envelope.encode())
-
-
-# Lists --------------------------------------------------------------------------------------------
 
 NOTHING = Slice(Tickets(None, 0, 0, 0), 0, 0, False, False)
 
 
 def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
-    """Return a part of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
+    """Return a slice of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
     size, cursor = asked.per_page, asked.cursor
     if cursor is None:
         highest = total if asked.by_cursor else total - (asked.page - 1) * size
@@ -2193,7 +2144,7 @@ def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListR
 
 
 def open_start(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> int | None:
-    """Return the id from which a part of the open tickets goes on, or None past the end.
+    """Return the id from which a slice of the open tickets goes on, or None past the end.
 
     First in, first out leaves no gaps between their ids, so that a page is a range of them. Once tickets were closed out of
     order, the start of a page is found by walking the index from the oldest.
@@ -2207,7 +2158,7 @@ def open_start(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: List
 
 
 def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
-    """Return a part of the open tickets, which are in the order of their ids."""
+    """Return a slice of the open tickets, which are in the order of their ids."""
     total, first, last = bounds
     start = open_start(db, bounds, asked) if total else None
     if start is None or start > last:
@@ -2220,15 +2171,15 @@ def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: List
 
 
 def open_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
-    """Return a part of the open tickets, oldest first."""
+    """Return a slice of the open tickets, oldest first."""
     with snapshot(db):
         bounds = find_open_bounds(db)
-        part = open_slice(db, bounds, asked)
-    return render_list(asked, bounds[0], part)
+        sliced = open_slice(db, bounds, asked)
+    return render_list(asked, bounds[0], sliced)
 
 
 def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
-    """Return a part of the closed tickets, most recently closed first.
+    """Return a slice of the closed tickets, most recently closed first.
 
     No snapshot is needed: the tickets numbered up to a total stay the same when others are closed meanwhile.
     """
@@ -2237,7 +2188,7 @@ def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
 
 
 def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) -> bytes:
-    """Return a part of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
+    """Return a slice of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
     user = find_user(db, user_id)
     if user is None:
         raise NotFound(f"There is no user with the id {user_id}.")
@@ -2289,13 +2240,10 @@ def walk_closed_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dic
         yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
 
 
-def parse_tickets(part: Tickets) -> list[dict[str, Any]]:
-    """Return the tickets of a part of a list as the API shows them."""
-    tickets: list[dict[str, Any]] = json.loads(f"[{(part.json or b'').decode(errors='replace')}]")
+def parse_tickets(page: Tickets) -> list[dict[str, Any]]:
+    """Return the tickets of a slice of a list as the API shows them."""
+    tickets: list[dict[str, Any]] = json.loads(f"[{(page.json or b'').decode(errors='replace')}]")
     return tickets
-
-
-# Figures ------------------------------------------------------------------------------------------
 
 
 def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
@@ -2540,18 +2488,17 @@ class Limit(NamedTuple):
     next_in: int  # seconds until one more request is allowed than now
 
 
+@dataclass(eq=False)
 class TokenBucket:
     """A bucket of permissions for each key: `size` at once, refilled evenly within a minute.
 
     At most BUCKETS keys are kept; the least recently used is forgotten. https://en.wikipedia.org/wiki/Token_bucket
     """
 
-    def __init__(self, size: int, policy: str) -> None:
-        """Make buckets that hold `size` permissions under a policy's name."""
-        self.size = size
-        self.policy = policy
-        self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
-        self._lock = threading.Lock()
+    size: int
+    policy: str  # its name in headers
+    _buckets: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, key: object, now: float) -> Limit:
         """Take one permission from a key's bucket, if there is one; `now` is monotonic seconds."""
@@ -2662,9 +2609,6 @@ def parse_body(raw: bytes, content_type: str) -> Any:
         return {"unreadable": f"{len(raw)} bytes"} if raw else None
 
 
-# Writing ------------------------------------------------------------------------------------------
-
-
 class AuditLog:
     """The audit log's file: one connection that all threads share under a lock.
 
@@ -2759,37 +2703,49 @@ class AuditLog:
 def make_audit_filter(
     user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
 ) -> AuditFilter:
-    """Return which rows of the log are wanted, where None, 0 and nothing mean all; `since` is microseconds."""
+    """Return which rows of the log are wanted, where None and nothing mean all; `since` is microseconds."""
     statuses = status or range(1000)
-    return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", format_time(since) if since else "")
+    since_text = "" if since is None else format_time(since)
+    return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", since_text)
+
+
+def step_back(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int) -> tuple[list[sqlite3.Row], int]:
+    """Return the newest rows wanted in the last AUDIT_SPAN ids below one, and below which id to go on, 0 at the end.
+
+    The log may hold millions, so no statement reads more than such a span. The clock may have been set back, so rows that are
+    too old end the search only where they fill a span.
+    """
+    highest = find_last_audit_id(db, below)
+    if highest is None:
+        return [], 0
+    lowest = highest - AUDIT_SPAN + 1
+    page = list_audits_back(db, lowest, highest, wanted, size)
+    if len(page) == size:
+        return page, page[-1]["id"]
+    too_old = not page and wanted.since and not has_audits_since(db, lowest, highest, wanted.since)
+    return page, 0 if too_old else lowest
+
+
+def step_forward(
+    db: sqlite3.Connection, wanted: AuditFilter, above: int, highest: int, size: int
+) -> tuple[list[sqlite3.Row], int]:
+    """Return the oldest rows wanted in the first AUDIT_SPAN ids above one, up to the highest, and above which to go on."""
+    first = find_audit_from(db, above + 1)
+    if first is None or first["id"] > highest:
+        return [], highest
+    end = min(highest, first["id"] + AUDIT_SPAN - 1)
+    page = list_audits(db, first["id"], end, wanted, size)
+    return page, page[-1]["id"] if len(page) == size else end
 
 
 def newest_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int = 0) -> Iterator[list[sqlite3.Row]]:
-    """Yield the rows wanted in pages, newest first, at most `limit` of them; 0 is all.
-
-    The log may hold millions: no statement reads more than AUDIT_SPAN ids, and none is open between two pages. The clock may
-    have been set back, so what is too old ends the search only where it fills such a span.
-    """
+    """Yield the rows wanted in pages, newest first, at most `limit` of them; 0 is all. No statement is open between two."""
     below, left = MAX_ID, limit or MAX_ID
-    while left and (highest := find_last_audit_id(db, below)) is not None:
-        lowest, size = highest - AUDIT_SPAN + 1, min(AUDIT_PAGE, left)
-        page = list_audits_back(db, lowest, highest, wanted, size)
-        if page:
-            yield page
-        elif wanted.since and not has_audits_since(db, lowest, highest, wanted.since):
-            return
+    while left and below > 0:
+        page, below = step_back(db, wanted, below, min(AUDIT_PAGE, left))
         left -= len(page)
-        below = page[-1]["id"] if len(page) == size else lowest
-
-
-def audits_between(db: sqlite3.Connection, wanted: AuditFilter, lowest: int, highest: int) -> Iterator[list[sqlite3.Row]]:
-    """Yield the rows wanted in a range of ids in pages, oldest first, as bounded as `newest_audits`."""
-    while (first := find_audit_from(db, lowest)) is not None and first["id"] <= highest:
-        end = min(highest, first["id"] + AUDIT_SPAN - 1)
-        page = list_audits(db, first["id"], end, wanted, AUDIT_PAGE)
         if page:
             yield page
-        lowest = (page[-1]["id"] if len(page) == AUDIT_PAGE else end) + 1
 
 
 def follow_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int) -> Iterator[list[sqlite3.Row]]:
@@ -2799,10 +2755,11 @@ def follow_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int) -> It
         last = page[-1]["id"] - 1
     while True:
         newest = find_last_audit_id(db, MAX_ID) or 0
-        if newest < last:  # every row was pruned, and ids have begun anew
-            last = 0
-        yield from audits_between(db, wanted, last + 1, newest)
-        last = newest
+        last = last if last <= newest else 0  # every row was pruned, and ids have begun anew
+        while last < newest:
+            page, last = step_forward(db, wanted, last, newest, AUDIT_PAGE)
+            if page:
+                yield page
         yield []
 
 
@@ -2829,29 +2786,34 @@ def read_part(text: str) -> str:
     return text
 
 
+def read_since(text: str, now: int) -> int | None:
+    """Read what `read_moment` reads; a duration of 0 is no filter."""
+    return None if re.fullmatch("0+[smhd]?", text) else read_moment(text, now)
+
+
 class AuditRequest(NamedTuple):
-    """Which part of the audit log is asked for."""
+    """Which slice of the audit log is asked for."""
 
     url: str  # without the query
     fields: dict[str, str]  # of the query, which links carry on
-    filters: dict[str, Any]  # what those that filter mean
+    wanted: AuditFilter
     per_page: int
     cursor: Cursor | None
 
 
-def parse_audit_request(url: str, query: Mapping[str, str], now: int) -> AuditRequest:
-    """Read filters, `per_page` and `cursor`; raises InvalidFields."""
-    readers: dict[str, tuple[Callable[[str], Any], str]] = {
+def parse_audit_request(desk: sqlite3.Connection, url: str, query: Mapping[str, str], now: int) -> AuditRequest:
+    """Read filters, `per_page` and `cursor`; raises InvalidFields, also for an address that no user of the desk has."""
+    parsers: dict[str, tuple[Callable[[str], Any], str]] = {
         "user": (read_user, "a user's id or e-mail address"),
         "token": (read_id, "the id of a token"),
         "status": (read_status, "an HTTP status such as 404, or 4xx"),
         "path": (read_part, "a text of at most 255 characters"),
-        "since": (partial(read_moment, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
+        "since": (partial(read_since, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
     }
     query = {name: text.strip() for name, text in query.items()}  # as Laravel does
     errors: dict[str, list[str]] = {}
-    filters: dict[str, Any] = {}
-    for name, (read, wanted) in readers.items():
+    filters: dict[str, Any] = dict.fromkeys(parsers)
+    for name, (read, wanted) in parsers.items():
         if query.get(name):
             try:
                 filters[name] = read(query[name])
@@ -2863,30 +2825,17 @@ def parse_audit_request(url: str, query: Mapping[str, str], now: int) -> AuditRe
         errors["cursor"] = ["The cursor field must be a cursor of this list."]
     if errors:
         raise InvalidFields(errors)
-    fields = {name: query[name] for name in filters} | ({"per_page": str(per_page)} if query.get("per_page") else {})
-    return AuditRequest(url, fields, filters, per_page, cursor)
-
-
-def wanted_audits(desk: sqlite3.Connection, filters: Mapping[str, Any], now: int) -> AuditFilter:
-    """Return the filter that a request means; raises InvalidFields for an address that no user has."""
-    user, since = filters.get("user"), filters.get("since")
-    if isinstance(user, str):
-        found = find_user_by_email(desk, user)
-        if not found:
+    if isinstance(filters["user"], str):
+        user = find_user_by_email(desk, filters["user"])
+        if not user:
             raise InvalidFields({"user": ["The selected user is invalid."]})
-        user = int(found["id"])
-    status, path = filters.get("status"), filters.get("path")
-    return make_audit_filter(user, filters.get("token"), status, path, None if since == now else since)  # 0 is off
+        filters["user"] = user["id"]
+    fields = {name: query[name] for name in parsers if query.get(name)}
+    fields |= {"per_page": str(per_page)} if query.get("per_page") else {}
+    return AuditRequest(url, fields, make_audit_filter(*filters.values()), per_page, cursor)
 
 
-class AuditSlice(NamedTuple):
-    """A part of the audit log, newest first: its rows, the ids it was looked for in, and whether there are any beyond."""
-
-    rows: list[sqlite3.Row]
-    lowest: int
-    highest: int
-    newer: bool
-    older: bool
+AuditSlice = tuple[list[sqlite3.Row], int | None, int | None]  # rows, and the ids at which newer and older ones go on
 
 
 def audits_before(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int) -> AuditSlice:
@@ -2894,58 +2843,40 @@ def audits_before(db: sqlite3.Connection, wanted: AuditFilter, below: int, size:
     rows: list[sqlite3.Row] = []
     newest = end = min(below, (find_last_audit_id(db, MAX_ID) or 0) + 1)
     for _ in range(AUDIT_SPANS):
-        highest = find_last_audit_id(db, end)
-        if highest is None:
+        page, end = step_back(db, wanted, end, size - len(rows))
+        rows += page
+        if len(rows) == size or end <= 0:
             break
-        end = highest - AUDIT_SPAN + 1
-        found = list_audits_back(db, end, highest, wanted, size - len(rows))
-        rows += found
-        if len(rows) == size:
-            end = rows[-1]["id"]
-            break
-        if wanted.since and not found and not has_audits_since(db, end, highest, wanted.since):
-            end = 0  # what is older still is too old as well
-            break
-    older, newer = find_last_audit_id(db, end) is not None, find_audit_from(db, newest) is not None
-    return AuditSlice(rows, end, newest - 1, newer, older)
+    newer = None if find_audit_from(db, newest) is None else newest - 1
+    return rows, newer, None if find_last_audit_id(db, end) is None else end
 
 
 def audits_after(db: sqlite3.Connection, wanted: AuditFilter, above: int, size: int) -> AuditSlice:
     """Return the oldest rows wanted above an id, newest first, as bounded as `audits_before`."""
     rows: list[sqlite3.Row] = []
-    end = above
+    end, highest = above, find_last_audit_id(db, MAX_ID) or 0
     for _ in range(AUDIT_SPANS):
-        first = find_audit_from(db, end + 1)
-        if first is None:
+        page, end = step_forward(db, wanted, end, highest, size - len(rows))
+        rows += page
+        if len(rows) == size or end >= highest:
             break
-        end = first["id"] + AUDIT_SPAN - 1
-        rows += list_audits(db, first["id"], end, wanted, size - len(rows))
-        if len(rows) == size:
-            end = rows[-1]["id"]
-            break
-    newer, older = find_audit_from(db, end + 1) is not None, find_last_audit_id(db, above + 1) is not None
-    return AuditSlice(rows[::-1], above + 1, end, newer, older)
+    newer = None if find_audit_from(db, end + 1) is None else end
+    return rows[::-1], newer, None if find_last_audit_id(db, above + 1) is None else above + 1
 
 
-def audits_page(desk: sqlite3.Connection, audit_log: Path, asked: AuditRequest, now: int) -> bytes:
-    """Return a part of the audit log in the envelope of Laravel's cursorPaginate."""
-    wanted, cursor = wanted_audits(desk, asked.filters, now), asked.cursor
+def audits_page(audit_log: Path, asked: AuditRequest) -> bytes:
+    """Return a slice of the audit log in the envelope of Laravel's cursorPaginate."""
+    wanted, cursor, url = asked.wanted, asked.cursor, asked.url
     with closing(connect(audit_log, LOG_READER)) as db, snapshot(db):
         if cursor and not cursor.forward:
-            part = audits_after(db, wanted, cursor.key, asked.per_page)
+            rows, newer, older = audits_after(db, wanted, cursor.key, asked.per_page)
         else:
-            part = audits_before(db, wanted, cursor.key if cursor else MAX_ID, asked.per_page)
-    following = encode_cursor(Cursor(part.lowest, True), asked.url) if part.older else None
-    previous = encode_cursor(Cursor(part.highest, False), asked.url) if part.newer else None
-    prev_url, next_url = (
-        f"{asked.url}?{urlencode({**asked.fields, 'cursor': text})}" if text else None for text in (previous, following)
-    )
-    meta = {"path": asked.url, "per_page": asked.per_page, "next_cursor": following, "prev_cursor": previous}
-    links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
-    return to_json({"data": [audit_resource(row) for row in part.rows], "links": links, "meta": meta})
-
-
-# Pruning ------------------------------------------------------------------------------------------
+            rows, newer, older = audits_before(db, wanted, cursor.key if cursor else MAX_ID, asked.per_page)
+    following = None if older is None else encode_cursor(Cursor(older, True), url)
+    previous = None if newer is None else encode_cursor(Cursor(newer, False), url)
+    link = (f"{url}?{urlencode({**asked.fields, 'cursor': ''})}", "")
+    envelope = cursor_envelope(url, asked.per_page, link, previous, following)
+    return to_json({"data": [audit_resource(row) for row in rows], **envelope})
 
 
 def count_old_audits(db: sqlite3.Connection, before: str) -> int:
@@ -2953,12 +2884,9 @@ def count_old_audits(db: sqlite3.Connection, before: str) -> int:
     first, last = find_audit_from(db, 0), find_last_audit_id(db, MAX_ID)
     if first is None or last is None:
         return 0
-
-    def time_of(audit_id: int) -> str:
-        row = find_audit_from(db, audit_id)
-        return row["created_at"] if row else before
-
-    return bisect_left(range(first["id"], last + 1), before, key=time_of)
+    later = {"created_at": before}  # past the end
+    ids = range(first["id"], last + 1)
+    return bisect_left(ids, before, key=lambda audit_id: (find_audit_from(db, audit_id) or later)["created_at"])
 
 
 def prune_audits(db: sqlite3.Connection, before: str, limit: int) -> int:
@@ -2983,24 +2911,14 @@ HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts 
 # Traffic: what a server counts of its requests, in memory -----------------------------------------
 
 
+@dataclass(slots=True)
 class RouteTraffic:
     """How the requests of one route were answered, and how long that took."""
 
-    __slots__ = ("buckets", "seconds", "slowest", "statuses")
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.statuses: defaultdict[int, int] = defaultdict(int)
-        self.buckets = [0] * (len(DURATIONS) + 1)  # requests of at most so many seconds, and of more than the last
-        self.seconds = 0.0
-        self.slowest = 0.0
-
-    def copy(self) -> RouteTraffic:
-        """Return what was counted until now."""
-        copy = RouteTraffic()
-        copy.statuses.update(self.statuses)
-        copy.buckets, copy.seconds, copy.slowest = self.buckets[:], self.seconds, self.slowest
-        return copy
+    statuses: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(DURATIONS) + 1))  # the last is of more than the last bound
+    seconds: float = 0.0
+    slowest: float = 0.0
 
     @property
     def requests(self) -> int:
@@ -3012,29 +2930,28 @@ class RouteTraffic:
         upto, bounds = list(accumulate(self.buckets)), (0.0, *DURATIONS, max(self.slowest, DURATIONS[-1]))
         wanted = share * upto[-1]
         number = bisect_left(upto, wanted)
-        part = 1 - (upto[number] - wanted) / self.buckets[number]
-        return min(bounds[number] + (bounds[number + 1] - bounds[number]) * part, self.slowest)
+        share = 1 - (upto[number] - wanted) / self.buckets[number]
+        return min(bounds[number] + (bounds[number + 1] - bounds[number]) * share, self.slowest)
 
 
+@dataclass(eq=False)
 class Traffic:
     """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
 
     Bounded by what there is of routes and statuses.
     """
 
-    def __init__(self, now: int) -> None:
-        """Begin to count; `now` is microseconds."""
-        self.since = now
-        self._routes: dict[str, RouteTraffic] = {}
-        self._minutes: dict[int, defaultdict[int, int]] = {}  # by their number since 1970
-        self._refusals: defaultdict[int, int] = defaultdict(int)
-        self._lock = threading.Lock()
+    since: int  # microseconds
+    _routes: defaultdict[str, RouteTraffic] = field(default_factory=lambda: defaultdict(RouteTraffic))
+    _minutes: dict[int, defaultdict[int, int]] = field(default_factory=dict)  # by their number since 1970
+    _refusals: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, route: str, status: int, now: int, seconds: float) -> None:
         """Count a request that began at a time (microseconds) and took so many seconds. Costs 0.7 microseconds."""
         minute = now // MINUTE_MICROSECONDS
         with self._lock:
-            of_route = self._routes.get(route) or self._begin_route(route)
+            of_route = self._routes[route]
             of_minute = self._minutes.get(minute) or self._begin_minute(minute)
             of_minute[status] += 1
             of_route.statuses[status] += 1
@@ -3042,11 +2959,6 @@ class Traffic:
             of_route.seconds += seconds
             if seconds > of_route.slowest:
                 of_route.slowest = seconds
-
-    def _begin_route(self, route: str) -> RouteTraffic:
-        """Return the empty counters of a route."""
-        counters = self._routes[route] = RouteTraffic()
-        return counters
 
     def _begin_minute(self, minute: int) -> defaultdict[int, int]:
         """Return the empty counters of a minute; forget what is too old, and what a clock set back has made the future."""
@@ -3063,7 +2975,7 @@ class Traffic:
     def routes(self) -> dict[str, RouteTraffic]:
         """Return what was counted of each route, by name."""
         with self._lock:
-            return {route: counters.copy() for route, counters in sorted(self._routes.items())}
+            return {route: deepcopy(counters) for route, counters in sorted(self._routes.items())}
 
     def minutes(self, now: int) -> list[tuple[int, dict[int, int]]]:
         """Return beginning (microseconds) and requests by status of each of the last minutes, the oldest first."""
@@ -3156,13 +3068,12 @@ class Job:
         return (moment // step + 1) * step
 
 
+@dataclass(eq=False)
 class Schedule:
     """The jobs of a server, and when something last looked whether one is due."""
 
-    def __init__(self, jobs: Sequence[Job], heartbeat: float) -> None:
-        """Take the jobs; `heartbeat` is monotonic seconds."""
-        self.jobs = jobs
-        self.heartbeat = heartbeat
+    jobs: Sequence[Job]
+    heartbeat: float  # monotonic seconds
 
     def alive(self, now: float) -> bool:
         """Tell whether the scheduler has gone round within the last half minute; true when it has nothing to do."""
@@ -3197,6 +3108,11 @@ class Metric(NamedTuple):
     samples: Sequence[tuple[str, dict[str, str], float]]
 
 
+def single(value: float) -> list[tuple[str, dict[str, str], float]]:
+    """Return the samples of a metric that has one, without labels."""
+    return [("", {}, value)]
+
+
 def write_metrics(metrics: Iterable[Metric]) -> bytes:
     """Write metrics in the text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
     lines = []
@@ -3206,17 +3122,6 @@ def write_metrics(metrics: Iterable[Metric]) -> bytes:
             written = ",".join(f"{name}={quote(text)}" for name, text in labels.items())
             lines.append(f"{metric.name}{suffix}{{{written}}} {value!r}" if written else f"{metric.name}{suffix} {value!r}")
     return "\n".join([*lines, ""]).encode()
-
-
-def process_metrics(traffic: Traffic) -> list[Metric]:
-    """Return which program runs, and since when."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    labels = {"version": __version__, "python": python, "sqlite": sqlite3.sqlite_version}
-    started = traffic.since / MICROSECONDS
-    return [
-        Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [("", labels, 1)]),
-        Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", [("", {}, started)]),
-    ]
 
 
 def histogram_samples(route: str, counters: RouteTraffic) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -3229,8 +3134,10 @@ def histogram_samples(route: str, counters: RouteTraffic) -> Iterator[tuple[str,
 
 
 def request_metrics(traffic: Traffic) -> list[Metric]:
-    """Return the requests by route and status, their durations, and what the parser refused."""
+    """Return which program runs since when, the requests by route and status, their durations, and what was refused."""
     routes = traffic.routes()
+    python = ".".join(map(str, sys.version_info[:3]))
+    versions = ("", {"version": __version__, "python": python, "sqlite": sqlite3.sqlite_version}, 1)
     requests = [
         ("", {"route": route, "status": str(status)}, count)
         for route, counters in routes.items()
@@ -3238,8 +3145,10 @@ def request_metrics(traffic: Traffic) -> list[Metric]:
     ]
     durations = [sample for route, counters in routes.items() for sample in histogram_samples(route, counters)]
     refusals = [("", {"status": str(status)}, count) for status, count in traffic.refusals().items()]
-    prefix = "ticketapi_http"
+    started, prefix = single(traffic.since / MICROSECONDS), "ticketapi_http"
     return [
+        Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [versions]),
+        Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", started),
         Metric(f"{prefix}_requests_total", "counter", "Requests answered; route is none where none matched.", requests),
         Metric(f"{prefix}_request_duration_seconds", "histogram", "Time from a whole request to its answer.", durations),
         Metric(f"{prefix}_refusals_total", "counter", "Requests that the parser refused, which have no route.", refusals),
@@ -3258,13 +3167,11 @@ def desk_metrics(readers: Readers) -> list[Metric]:
 
 def audit_metrics(audit: AuditLog) -> list[Metric]:
     """Return how the audit log fares."""
-    prefix = "ticketapi_audit"
+    failures, waiting, lost = single(audit.failures), single(audit.waiting), single(audit.lost)
     return [
-        Metric(
-            f"{prefix}_failures_total", "counter", "Times that the audit log could not be written.", [("", {}, audit.failures)]
-        ),
-        Metric(f"{prefix}_rows_waiting", "gauge", "Rows of the audit log not written yet.", [("", {}, audit.waiting)]),
-        Metric(f"{prefix}_rows_lost_total", "counter", "Rows of the audit log given up.", [("", {}, audit.lost)]),
+        Metric("ticketapi_audit_failures_total", "counter", "Times that the audit log could not be written.", failures),
+        Metric("ticketapi_audit_rows_waiting", "gauge", "Rows of the audit log not written yet.", waiting),
+        Metric("ticketapi_audit_rows_lost_total", "counter", "Rows of the audit log given up.", lost),
     ]
 
 
@@ -3281,7 +3188,7 @@ def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
     late = [("", labels, past.lateness) for labels, past in ran]
     prefix = "ticketapi_scheduler"
     return [
-        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", [("", {}, int(schedule.alive(tick)))]),
+        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", single(int(schedule.alive(tick)))),
         Metric(f"{prefix}_runs_total", "counter", "Runs of scheduled jobs.", runs),
         Metric(f"{prefix}_last_run_timestamp_seconds", "gauge", "When a job last ran, in Unix time.", times),
         Metric(f"{prefix}_lateness_seconds", "gauge", "How long after it was due a job last ran.", late),
@@ -3291,25 +3198,21 @@ def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
 def wal_metrics(settings: Settings) -> list[Metric]:
     """Return how long the write-ahead logs of both files are."""
     samples: list[tuple[str, dict[str, str], float]] = []
-    for part, path in (("desk", settings.db), ("audit", settings.audit_db)):
+    for kind, path in (("desk", settings.db), ("audit", settings.audit_db)):
         wal, size = sidecars(Path(os.path.realpath(path)))[0], 0
         with suppress(OSError):
             size = wal.stat().st_size
-        samples.append(("", {"file": part}, size))
+        samples.append(("", {"file": kind}, size))
     return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
 
 
-# Readiness ----------------------------------------------------------------------------------------
-
-
+@dataclass(eq=False)
 class Readiness:
     """Whether the desk can be read and its disk written. Anybody may ask, so it looks once a second at most."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the desk's file."""
-        self.path = path
-        self._looked_at = -math.inf
-        self._reason: str | None = None
+    path: Path  # of the desk
+    _looked_at: float = -math.inf
+    _reason: str | None = None
 
     def reason_not(self, readers: Readers, now: float) -> str | None:
         """Return why the desk is not ready, or None; `now` is monotonic seconds."""
@@ -3499,19 +3402,14 @@ def count_hours(db: sqlite3.Connection) -> HourCounts:
     return HourCounts(arrivals, closings)
 
 
-def read_hours(db: sqlite3.Connection) -> HourCounts:
-    """Return the counters by the hour as they are."""
-    closings = {(hour, wait): tickets for hour, wait, tickets in list_closings(db, "")}
-    return HourCounts(Counter(dict(list_arrivals(db, ""))), Counter(closings))
-
-
 def hour_problems(db: sqlite3.Connection) -> list[str]:
     """Return how the counters by the hour differ from the rows."""
     try:
         wanted = count_hours(db)
     except TicketApiError as error:
         return [str(error)]
-    found = read_hours(db)
+    closed = {(hour, wait): tickets for hour, wait, tickets in list_closings(db, "")}
+    found = HourCounts(Counter(dict(list_arrivals(db, ""))), Counter(closed))
     wrong = {hour for hour in wanted.arrivals | found.arrivals if wanted.arrivals[hour] != found.arrivals[hour]}
     wrong |= {place[0] for place in wanted.closings | found.closings if wanted.closings[place] != found.closings[place]}
     return first_problem([(hour,) for hour in sorted(wrong)], "the counters of the hour {0} differ from its tickets", "hour")
@@ -3579,9 +3477,6 @@ def check_everything(settings: Settings) -> list[Finding]:
     return findings + check_file(settings.audit_db, "audit")
 
 
-# Repair -------------------------------------------------------------------------------------------
-
-
 def renumber(read: Callable[[int, int], list[sqlite3.Row]], write: Callable[[Iterable[tuple[int, int]]], None]) -> None:
     """Close the gaps in the numbers of a list, in ascending order, so that no number is given away while it is in use."""
     after = done = 0
@@ -3604,17 +3499,12 @@ def rebuild_counters(db: sqlite3.Connection) -> None:
         closed, highest = find_closed_numbers(db)
         if closed != highest:
             renumber(partial(list_closed_numbers, db), partial(set_closed_numbers, db))
-        rebuild_hours(db)
+        hours = count_hours(db)
+        delete_arrivals(db)
+        delete_closings(db)
+        add_arrivals(db, hours.arrivals.items())
+        add_closings(db, [(*place, tickets) for place, tickets in hours.closings.items()])
         name_tickets_of(db, sorted({(user_id,) for _, user_id in list_misnamed_tickets(db)}))
-
-
-def rebuild_hours(db: sqlite3.Connection) -> None:
-    """Set the counters by the hour to what the rows say."""
-    counts = count_hours(db)
-    delete_arrivals(db)
-    delete_closings(db)
-    add_arrivals(db, counts.arrivals.items())
-    add_closings(db, [(*place, tickets) for place, tickets in counts.closings.items()])
 
 
 def repair_counters(path: Path, findings: Iterable[Finding]) -> Finding:
@@ -3791,9 +3681,6 @@ def request_query(environ: dict[str, Any]) -> dict[str, str]:
     return query
 
 
-# The audit hook -----------------------------------------------------------------------------------
-
-
 def limit_headers(limit: Limit, now: int) -> dict[str, str]:
     """Return the headers of a limit: Laravel's, and those of draft-ietf-httpapi-ratelimit-headers."""
     headers = {
@@ -3819,15 +3706,11 @@ class Cors:
 
     def headers(self, origin: str) -> dict[str, str]:
         """Return the headers of an answer to a request from an origin (may be empty)."""
-        if "*" in self.origins:
-            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED_HEADERS}
-        if origin not in self.origins:
-            return {"Vary": "Origin"} if self.origins else {}
-        return {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
-            "Vary": "Origin",
-        }
+        allowed = "*" if "*" in self.origins else origin
+        headers = {"Vary": "Origin"} if self.origins and allowed != "*" else {}
+        if allowed in self.origins:
+            headers |= {"Access-Control-Allow-Origin": allowed, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
+        return headers
 
     def preflight(self, method: str, headers: str) -> dict[str, str]:
         """Return the headers that allow what a preflight asks for, good for a day."""
@@ -3884,7 +3767,8 @@ class AuditHook:
                 headers[name] = [value]
         status = response.status_code
         if status == 405:
-            headers["Allow"] = [supported_methods(headers["Allow"][0])]
+            methods = {*headers["Allow"][0].split(","), "HEAD"} - {"OPTIONS"}  # as Laravel lists them: OPTIONS goes unsaid
+            headers["Allow"] = [", ".join(sorted(methods))]
         tick, route = self.clock.monotonic(), environ.get("bottle.route")
         seconds = tick - environ["ticketapi.tick"]
         self.traffic.count((route and route.name) or "none", status, environ["ticketapi.now"], seconds)
@@ -3936,23 +3820,13 @@ def request_body(environ: dict[str, Any]) -> str | None:
     return audit_payload(parse_body(raw, environ.get("CONTENT_TYPE", "")))
 
 
-def supported_methods(allowed: str) -> str:
-    """Return what Laravel lists of the methods that the router found: HEAD goes with GET, OPTIONS goes unsaid."""
-    methods = {*allowed.split(","), "HEAD"} - {"OPTIONS"}
-    return ", ".join(sorted(methods))
-
-
-# Errors -------------------------------------------------------------------------------------------
-
-
+@dataclass(eq=False)
 class CatchErrors:
     """Turns every exception into an answer, so that the hooks see its status. Outermost plugin."""
 
     name, api = "catch_errors", 2
 
-    def __init__(self) -> None:
-        """Begin with nothing reported."""
-        self._reported: dict[str, float] = {}
+    _reported: dict[str, float] = field(default_factory=dict)
 
     def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
         """Wrap a handler."""
@@ -4108,9 +3982,6 @@ TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQL
 USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
 
 
-# Files for clients: the description of the API, and pages for people ------------------------------
-
-
 @lru_cache(maxsize=1)
 def describe_api() -> bytes:
     """Return openapi.json with the version that runs, which stands in this module alone."""
@@ -4134,20 +4005,13 @@ def load_page(name: str) -> Page:
     share, page.js, is put in first: the hashes are those of what is sent.
     """
     html = read_resource(name).replace("// include: page.js\n", read_resource("page.js"))
-    hashes = {tag: f"'sha256-{base64_sha256(inner)}'" for tag, inner in re.findall(r"(?s)<(script|style)>(.*?)</", html)}
+    inner = {tag: text.encode() for tag, text in re.findall(r"(?s)<(script|style)>(.*?)</", html)}
+    hashes = {tag: f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for tag, text in inner.items()}
     policy = (
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return Page(make_answer(html.encode()), policy)
-
-
-def base64_sha256(text: str) -> str:
-    """Return the SHA-256 of a text as policies name it."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-# What handlers share ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -4262,8 +4126,8 @@ def show_audits(app: Shared) -> bytes:
     """GET /api/audits."""
     environ = bottle.request.environ
     now = environ["ticketapi.now"]
-    asked = parse_audit_request(list_url(environ), request_query(environ), now)
-    return send(make_answer(audits_page(app.readers.get().db, app.settings.audit_db, asked, now)))
+    asked = parse_audit_request(app.readers.get().db, list_url(environ), request_query(environ), now)
+    return send(make_answer(audits_page(app.settings.audit_db, asked)))
 
 
 def show_audits_summary(app: Shared) -> bytes:
@@ -4288,7 +4152,6 @@ def show_up(app: Shared) -> bytes:
 def show_metrics(app: Shared) -> bytes:
     """GET /metrics: figures for Prometheus."""
     metrics = [
-        *process_metrics(app.traffic),
         *request_metrics(app.traffic),
         *desk_metrics(app.readers),
         *audit_metrics(app.audit),
@@ -4334,9 +4197,6 @@ def show_options(**_: str) -> bytes:
     """OPTIONS on a route that exists: what it supports."""
     bottle.response.headers["Allow"] = "GET, HEAD"
     return b""
-
-
-# The table of routes, and the app ------------------------------------------------------------------
 
 
 class Route(NamedTuple):
@@ -4438,16 +4298,15 @@ def run_job(job: Job, due: int, now: int) -> None:
     job.goes_on = more and not failed
 
 
+@dataclass(eq=False)
 class AuditPruner:
     """The job that deletes old rows of the audit log, some steps a turn, so that no request and no other job waits for it."""
 
-    def __init__(self, audit: AuditLog, keep: int, pause: Callable[[float], object]) -> None:
-        """Keep rows for so many seconds; `pause` waits between two steps, and tells that the scheduler is to stop."""
-        self.audit = audit
-        self.keep = keep
-        self.pause = pause
-        self._failing = False
-        self._pruned = 0  # rows, since the last run that came to its end
+    audit: AuditLog
+    keep: int  # seconds
+    pause: Callable[[float], object]  # waits between two steps, and tells that the scheduler is to stop
+    _failing: bool = False
+    _pruned: int = 0  # rows, since the last run that came to its end
 
     def run(self, now: int) -> Outcome:
         """Take a turn. A failure is logged when it begins, and tried again next turn."""
@@ -4762,9 +4621,6 @@ def channel_class() -> type:
     return type("JsonChannel", (HTTPChannel,), parts)
 
 
-# Serving ------------------------------------------------------------------------------------------
-
-
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
@@ -4870,8 +4726,9 @@ class Server:
         from waitress import wasyncore
 
         for listener in self._listeners:
-            while accepted_one(listener):
-                pass
+            before = -1
+            while before < (before := len(listener.active_channels)):  # until one more try accepts nobody
+                listener.handle_accept()
             wasyncore.dispatcher.close(listener)  # not listener.close(): that would end the trigger answers need
         begin = time.monotonic()
         while (passed := time.monotonic() - begin) < STOP_SECONDS:
@@ -4880,13 +4737,6 @@ class Server:
                 break
         self._listeners[0].task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(self._map)
-
-
-def accepted_one(listener: Any) -> bool:
-    """Accept one connection from a listener's queue, if one waits there."""
-    before = len(listener.active_channels)
-    listener.handle_accept()
-    return len(listener.active_channels) > before
 
 
 def is_busy(channel: Any, passed: float) -> bool:
@@ -5023,9 +4873,6 @@ OPTIONS = {
         Option("--force", "replace DEST if it is there"),
     )
 }
-
-
-# Commands and their options -----------------------------------------------------------------------
 
 
 class Command(NamedTuple):
@@ -5282,9 +5129,6 @@ def program_call(settings: Settings, words: str) -> str:
     return f"{name} {words}{path}"
 
 
-# Values -------------------------------------------------------------------------------------------
-
-
 def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
     """Return an option's value by flag, then environment; None when neither gives one."""
     source, texts = option.flag, given
@@ -5459,8 +5303,6 @@ class Progress:
         self.stream.flush()
 
 
-# Colours and columns ------------------------------------------------------------------------------
-
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # SGR parameters of ECMA-48
 MAX_COLUMN = 40  # a longer value is cut on a terminal, and elsewhere moves its own line's other columns alone
 
@@ -5585,9 +5427,6 @@ def field_lines(fields: Sequence[Field]) -> list[str]:
     return lines
 
 
-# The log ------------------------------------------------------------------------------------------
-
-
 class OneLine(logging.Formatter):
     """Writes each record, its traceback included, as one line of printable text, as journald likes it."""
 
@@ -5614,9 +5453,6 @@ FOLLOW_SECONDS = 0.5  # between two looks for new rows
 TICKET_STYLES = {"Open": "yellow", "Closed": "green"}
 STATUS_STYLES = {"4": "yellow", "5": "red"}
 LEVEL_STYLES = {OK: "", NOTE: "yellow", WRONG: "red"}
-
-
-# generate, process --------------------------------------------------------------------------------
 
 
 def command_generate(settings: Settings) -> int:
@@ -5648,9 +5484,6 @@ def command_process(settings: Settings) -> int:
     lines = [f"Processed {plural(len(ids), 'ticket')}", f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}"]
     print_result(settings, {"processed": len(ids), "ticket_ids": ids}, *(lines if ids else ["No tickets to process"]))
     return 0
-
-
-# tickets, stats -----------------------------------------------------------------------------------
 
 
 def open_desk(settings: Settings) -> sqlite3.Connection:
@@ -5792,9 +5625,6 @@ def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
     print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
 
 
-# token --------------------------------------------------------------------------------------------
-
-
 def command_token_create(settings: Settings) -> int:
     """Make a token; its secret is printed once."""
     with closing(open_database(settings.db, "desk")) as db:
@@ -5841,9 +5671,6 @@ def command_token_prune(settings: Settings) -> int:
         pruned = prune_tokens(db, wall_microseconds())
     print_result(settings, {"pruned": pruned}, f"Pruned {plural(pruned, 'token')}")
     return 0
-
-
-# audit --------------------------------------------------------------------------------------------
 
 
 def command_audit(settings: Settings) -> int:
@@ -5956,9 +5783,6 @@ def prune_log(db: sqlite3.Connection, before: str) -> int:
     return pruned
 
 
-# check, backup ------------------------------------------------------------------------------------
-
-
 def command_check(settings: Settings) -> int:
     """Check everything, after a repair if asked for; 1 when anything is wrong."""
     findings = check_everything(settings)
@@ -6016,8 +5840,6 @@ def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str
         return {**record, "audit_db": None, "requests": None, "audit_bytes": None}
     return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
 
-
-# serve --------------------------------------------------------------------------------------------
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -6111,9 +5933,6 @@ def suggest_next_steps(db: sqlite3.Connection, settings: Settings) -> None:
         hint(f"The desk is empty. Tickets now: {program_call(settings, 'generate --count 50')}")
     if not has_tokens(db):
         hint(f"There is no token yet. The API asks for one: {program_call(settings, 'token create')}")
-
-
-# main ---------------------------------------------------------------------------------------------
 
 
 RUN: dict[str, Callable[..., int]] = {

@@ -157,6 +157,9 @@ def mixed(log, db):
         ("?since=90s", [5, 4]),
         ("?since=2d", [5, 4, 3, 2, 1]),
         ("?since=0", [5, 4, 3, 2, 1]),
+        ("?since=0s", [5, 4, 3, 2, 1]),
+        ("?since=2025-12-04T12:00:00Z", []),  # the present moment is a filter as any other
+        ("?since=0999-12-31T23:59:59Z", [5, 4, 3, 2, 1]),
         ("?since=2025-12-04T11:00:00Z", [5, 4, 3]),
         ("?since=2025-12-04T11:59:59.000000Z", [5]),
         ("?since=2025-12-04T11:59:59.5Z", []),
@@ -314,8 +317,8 @@ def test_one_request_reads_a_bounded_number_of_rows(sparse, api):
                 patch.setattr(ticketapi, "AUDIT_SPANS", spans)
                 steps = []
                 db.set_progress_handler(lambda steps=steps: steps.append(1), 100)
-                assert ticketapi.audits_before(db, wanted, ticketapi.MAX_ID, 50).rows == []
-                assert ticketapi.audits_after(db, wanted, 0, 50).rows == []
+                assert ticketapi.audits_before(db, wanted, ticketapi.MAX_ID, 50)[0] == []
+                assert ticketapi.audits_after(db, wanted, 0, 50)[0] == []
                 read.append(len(steps))
     assert read[0] < read[1] < read[2] < read[0] * (AUDIT_SPANS + 1)
 

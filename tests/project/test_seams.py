@@ -277,7 +277,7 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
     ]
     assert {item for item in odd if item[0] == QUERIES} == {(QUERIES, name, "sql") for name in HELPERS}
     assert [item for item in odd if item[0] != QUERIES] == [
-        (DATABASE, "add_views", "statement"),
+        (DATABASE, "prepare", "statement"),
         (DATABASE, "create_schema", "statement"),
     ]
     assert [query.name for query in queries() if not all(map(is_plain_sql, statements(query)))] == []
