@@ -36,11 +36,11 @@ Security rules
     - Failed guesses draw from a bucket of their address, requests from a bucket of their user.
     - Every request under /api is in the audit log before its answer is sent, with secrets redacted.
     - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
-    - A request that a proxy could read in another way is refused: two lengths, two hosts, two tokens, a folded line.
+    - A request that a proxy could understand differently is refused: two lengths, hosts or tokens, a folded line.
     - The pages run their own script alone, name it by its hash, and ask this server alone.
     - What clients send is bounded (headers, bodies, connections, time, buckets), and escaped before a person reads it.
-    - Only a proxy named by --trusted-proxy is believed when it says who the client is. /metrics needs no token on this
-      machine; what came by way of any proxy did not.
+    - Only the proxy named by --trusted-proxy may say who the client is. /metrics needs no token from this machine, unless
+      the request came through a proxy.
 
 The pages
     / is the dashboard and /docs the reference, one HTML file each with script and style inside, beside this module. They use
@@ -1913,7 +1913,7 @@ class Answer(NamedTuple):
 
 
 def make_answer(body: bytes) -> Answer:
-    """Return bytes with their ETag, which follows from them."""
+    """Return bytes with an ETag that is a hash of them."""
     return Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
@@ -1950,13 +1950,13 @@ class Reader:
 
 
 def cached_bytes(key: tuple[str, ...], answer: Answer) -> int:
-    """Return about how much memory an answer takes, with its key, which a client may make long, and the objects around them."""
+    """Estimate the memory that an answer takes: its body, its key, which a client may make long, and the objects around."""
     return len(answer.body) + sum(map(len, key)) + 1000
 
 
 @dataclass(eq=False)
 class Readers:
-    """A Reader for each thread that asks: opening one costs as much as a small request."""
+    """One Reader for each thread, kept, as opening one costs as much as a small request."""
 
     path: Path
     _local: threading.local = field(default_factory=threading.local)
@@ -1981,7 +1981,7 @@ class Readers:
 
 
 class Cursor(NamedTuple):
-    """A place in a list: next to the ticket with a key, on the side that `forward` says."""
+    """A place in a list: just after the ticket with a key (`forward`), or just before it."""
 
     key: int
     forward: bool
@@ -2010,7 +2010,7 @@ class Slice(NamedTuple):
 
 
 def read_positive(query: Mapping[str, str], name: str, default: int, highest: int, errors: dict[str, list[str]]) -> int:
-    """Read a number of a query, moved to the nearest from 1 to `highest`; notes the error where it is none."""
+    """Read a whole number of a query and clamp it to 1..highest; anything else is noted in `errors`."""
     text = query.get(name, "")
     number = whole_number(text) if text else default
     if number is None:
@@ -2020,7 +2020,7 @@ def read_positive(query: Mapping[str, str], name: str, default: int, highest: in
 
 
 def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
-    """Read `page`, `per_page` and `cursor`; raises InvalidFields for numbers that are none and cursors that we never gave."""
+    """Read `page`, `per_page` and `cursor`; raises InvalidFields for what is no number and no cursor of this list."""
     errors: dict[str, list[str]] = {}
     page = read_positive(query, "page", 1, MAX_PAGE, errors)
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
@@ -2036,19 +2036,19 @@ def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = T
 
 
 def cursor_check(payload: str, url: str) -> str:
-    """Return what ties a cursor to its list: twelve hexadecimal digits of a hash over both."""
+    """Return twelve hexadecimal digits of a hash over a list and a cursor, so that no other list takes the cursor."""
     _, _, path = url.partition("://")
     return hashlib.sha256(f"{path.partition('/')[2]} {payload}".encode()).hexdigest()[:12]
 
 
 def encode_cursor(cursor: Cursor, url: str) -> str:
-    """Write a cursor as text that says nothing to clients and fits a URL."""
+    """Write a cursor as opaque text that needs no escaping in a URL."""
     payload = f"{'n' if cursor.forward else 'p'}{cursor.key}"
     return base64.urlsafe_b64encode(f"{payload}.{cursor_check(payload, url)}".encode()).decode().rstrip("=")
 
 
 def decode_cursor(text: str, url: str) -> Cursor | None:
-    """Return the cursor in a text, or None when it is not to the letter one that `encode_cursor` wrote for this list."""
+    """Return the cursor that a text holds, or None unless `encode_cursor` would write this very text for this list."""
     try:
         payload = base64.b64decode(text + "=" * (-len(text) % 4), b"-_").decode("ascii").partition(".")[0]
     except ValueError:
@@ -2104,14 +2104,14 @@ def page_json(asked: ListRequest, total: int, sliced: Slice) -> str:
 def cursor_envelope(
     url: str, per_page: int, link: tuple[str, str], previous: str | None, following: str | None
 ) -> dict[str, Any]:
-    """Return `links` and `meta` as Laravel's cursorPaginate has them; a cursor makes a URL between the two parts of `link`."""
+    """Return `links` and `meta` as Laravel's cursorPaginate has them; `link` is what stands before and after a cursor in a URL."""
     prev_url, next_url = (text and f"{link[0]}{text}{link[1]}" for text in (previous, following))
     links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
     return {"links": links, "meta": {"path": url, "per_page": per_page, "next_cursor": following, "prev_cursor": previous}}
 
 
 def next_cursor(url: str, sliced: Slice) -> str | None:
-    """Return the cursor to what lies after a slice of a list, or None at the list's end."""
+    """Return the cursor that goes on after a slice of a list, or None at the end of the list."""
     return encode_cursor(Cursor(sliced.last, True), url) if sliced.after else None
 
 
@@ -2223,7 +2223,7 @@ def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
 
 
 def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. Nothing is held open between two."""
+    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. No statement is open between pages."""
     _, first, last = find_open_bounds(db)
     left = limit or MAX_ID
     while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
@@ -2260,7 +2260,7 @@ def desk_stats(db: sqlite3.Connection) -> dict[str, Any]:
 
 
 def desk_overview(db: sqlite3.Connection, now: int) -> dict[str, Any]:
-    """Return `desk_stats` and what a person asks next; ages are in seconds. It costs the same however large the desk is."""
+    """Return `desk_stats` with ages (seconds) and the last hour. It costs the same however large the desk is."""
     hour_ago = format_time(now - HOUR * MICROSECONDS)
     with snapshot(db):
         stats, oldest, closed_at = desk_stats(db), list_oldest_open_tickets(db, 1), find_last_closed_at(db)
@@ -2282,15 +2282,15 @@ def desk_overview(db: sqlite3.Connection, now: int) -> dict[str, Any]:
 
 
 def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> int:
-    """Return how many of the rows numbered from 1 to `last`, each younger than the one before, are from a time or later.
+    """Count the rows from a time on, among rows that are numbered from 1 to `last` in the order of their times.
 
-    Some twenty look-ups tell; no row in between is read.
+    A binary search: some twenty look-ups.
     """
     return last - bisect_left(range(1, last + 1), since, key=lambda number: time_of(number) or since)
 
 
 def seconds_since(time_text: str | None, now: int) -> int | None:
-    """Return how many seconds ago a time was; 0 for one to come, None for none."""
+    """Return how many seconds ago a time was, 0 for one in the future, None for None."""
     return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
 
 
@@ -2298,7 +2298,7 @@ def seconds_since(time_text: str | None, now: int) -> int | None:
 
 
 class SeriesRequest(NamedTuple):
-    """Which part of the past is asked for: buckets of so many seconds, from the one that begins at `start`, in seconds."""
+    """Which part of the past is asked for: buckets of `step` seconds from `start` (seconds since 1970) on."""
 
     bucket: str
     step: int
@@ -2306,7 +2306,7 @@ class SeriesRequest(NamedTuple):
 
 
 def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
-    """Read `since` and `bucket`; raises InvalidFields for what is neither and for what lies too far back."""
+    """Read `since` and `bucket`; raises InvalidFields for what cannot be read or lies too far back."""
     bucket, errors, since = query.get("bucket") or "hour", {}, now
     if bucket not in BUCKETS_BACK:
         errors["bucket"] = ["The bucket field must be hour or day."]
@@ -2326,7 +2326,7 @@ def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
 
 
 def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
-    """Return the wait in seconds that so many percent of tickets did not exceed (nearest rank), to two digits; None of none."""
+    """Return a percentile of waits (nearest rank) in seconds, to two digits; None where there are no waits."""
     rank = -(-sum(waits.values()) * percent // 100)
     for wait in sorted(waits):
         rank -= waits[wait]
@@ -2338,8 +2338,8 @@ def typical_wait(waits: Mapping[int, int], percent: int) -> int | None:
 def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[str, Any]:
     """Return how many tickets came, were closed and waited in each hour or day, and how long the closed ones had waited.
 
-    Nothing but the counters by the hour of that time is read. What is of later than now, as clocks may be set back, counts as
-    of now. The backlog is reckoned from today's, backwards.
+    Only the counters by the hour are read. A counter of a later hour than now, which a clock set back leaves, counts as now's.
+    The backlog is computed from today's, backwards.
     """
     since, last = format_second(asked.start)[:13], now // MICROSECONDS // asked.step * asked.step
     with snapshot(db):
@@ -2589,7 +2589,7 @@ def audit_payload(value: Any) -> str | None:
 
 
 def escape_json(text: str) -> str:
-    """Write the same JSON with what a terminal would act on escaped."""
+    """Escape, in a JSON text, what a terminal would act on."""
     if text.isprintable():
         return text
     escaped = (char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
@@ -2612,9 +2612,9 @@ def parse_body(raw: bytes, content_type: str) -> Any:
 class AuditLog:
     """The audit log's file: one connection that all threads share under a lock.
 
-    A commit costs more than the row. So a server that answers several requests before it sends the answers has `grouped`
-    rows, which wait for its `commit`; else every row is committed at once. While the file cannot be written, because it is
-    locked or the disk is full, answers go on, and the rows wait in memory, as many as MAX_WAITING_AUDITS.
+    A commit costs more than a row. A server that answers several requests before it sends the answers therefore sets
+    `grouped`: rows wait until it calls `commit`. Otherwise each row is committed at once. While the file cannot be written (it
+    is locked, the disk is full), answers go on and up to MAX_WAITING_AUDITS rows wait in memory.
     """
 
     def __init__(self, path: Path, grouped: bool = False) -> None:
@@ -2660,7 +2660,7 @@ class AuditLog:
                 log.info("the audit log is written again: %s", self.path)
 
     def _postpone(self, error: Exception, now: float) -> None:
-        """Leave the rows for a later second, in which nobody waits for a lock; beyond the bound the oldest are lost."""
+        """Keep the rows for another try in a second, without waiting for locks; beyond the bound the oldest are lost."""
         self.failures += 1
         if self._retry_at == -math.inf:
             log.error("audit rows wait in memory: %s", explain_sqlite_error(error, self.path))
@@ -2670,7 +2670,7 @@ class AuditLog:
         self._lose(len(self._waiting) - MAX_WAITING_AUDITS, "too many wait")
 
     def _lose(self, rows: int, reason: str) -> None:
-        """Give up the oldest rows, if any, and say so."""
+        """Give up the oldest rows, if there are any to give up, and log it."""
         if rows > 0:
             del self._waiting[:rows]
             self.lost += rows
@@ -2703,17 +2703,17 @@ class AuditLog:
 def make_audit_filter(
     user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
 ) -> AuditFilter:
-    """Return which rows of the log are wanted, where None and nothing mean all; `since` is microseconds."""
+    """Return a filter of the log in which None means all; `since` is microseconds since 1970."""
     statuses = status or range(1000)
     since_text = "" if since is None else format_time(since)
     return AuditFilter(user_id, token_id, statuses[0], statuses[-1], path or "", since_text)
 
 
 def step_back(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int) -> tuple[list[sqlite3.Row], int]:
-    """Return the newest rows wanted in the last AUDIT_SPAN ids below one, and below which id to go on, 0 at the end.
+    """Read the last AUDIT_SPAN ids below one: return the newest rows wanted, and below which id to go on, 0 at the end.
 
-    The log may hold millions, so no statement reads more than such a span. The clock may have been set back, so rows that are
-    too old end the search only where they fill a span.
+    The log may hold millions of rows, so no statement reads more than a span. As the clock may have been set back, the search
+    ends only after a whole span of rows that are too old.
     """
     highest = find_last_audit_id(db, below)
     if highest is None:
@@ -2729,7 +2729,7 @@ def step_back(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int
 def step_forward(
     db: sqlite3.Connection, wanted: AuditFilter, above: int, highest: int, size: int
 ) -> tuple[list[sqlite3.Row], int]:
-    """Return the oldest rows wanted in the first AUDIT_SPAN ids above one, up to the highest, and above which to go on."""
+    """Read the first AUDIT_SPAN ids above one, up to `highest`: return the oldest rows wanted, and above which id to go on."""
     first = find_audit_from(db, above + 1)
     if first is None or first["id"] > highest:
         return [], highest
@@ -2880,7 +2880,7 @@ def audits_page(audit_log: Path, asked: AuditRequest) -> bytes:
 
 
 def count_old_audits(db: sqlite3.Connection, before: str) -> int:
-    """Return about how many rows are from before a time, by some thirty look-ups; exact when ids and times grow together."""
+    """Estimate how many rows are from before a time, by binary search; exact where times grow with the ids."""
     first, last = find_audit_from(db, 0), find_last_audit_id(db, MAX_ID)
     if first is None or last is None:
         return 0
@@ -2892,7 +2892,7 @@ def count_old_audits(db: sqlite3.Connection, before: str) -> int:
 def prune_audits(db: sqlite3.Connection, before: str, limit: int) -> int:
     """Delete some of the rows from before a time, the lowest ids first; return how many, 0 at the end of the work.
 
-    The clock may have been wrong, so that younger rows lie between: those stay, and end the work where they fill AUDIT_LOOK.
+    Younger rows may lie among them, if the clock was wrong: they stay, and the work ends where AUDIT_LOOK of them come first.
     """
     with transaction(db):
         return delete_old_audits(db, before, limit, AUDIT_LOOK)
@@ -2926,7 +2926,7 @@ class RouteTraffic:
         return sum(self.buckets)
 
     def quantile(self, share: float) -> float:
-        """Return the seconds that a share of the requests took at most, evenly spread within a bucket of the histogram."""
+        """Return a quantile of the durations in seconds, interpolated within a bucket of the histogram."""
         upto, bounds = list(accumulate(self.buckets)), (0.0, *DURATIONS, max(self.slowest, DURATIONS[-1]))
         wanted = share * upto[-1]
         number = bisect_left(upto, wanted)
@@ -2938,7 +2938,7 @@ class RouteTraffic:
 class Traffic:
     """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
 
-    Bounded by what there is of routes and statuses.
+    Its memory is bounded by the numbers of routes, statuses and minutes.
     """
 
     since: int  # microseconds
@@ -2961,7 +2961,7 @@ class Traffic:
                 of_route.slowest = seconds
 
     def _begin_minute(self, minute: int) -> defaultdict[int, int]:
-        """Return the empty counters of a minute; forget what is too old, and what a clock set back has made the future."""
+        """Begin the counters of a minute; drop those that are too old, or in the future after the clock was set back."""
         kept = range(minute - TRAFFIC_MINUTES + 1, minute)
         self._minutes = {number: counters for number, counters in self._minutes.items() if number in kept}
         counters = self._minutes[minute] = defaultdict(int)
@@ -3053,7 +3053,7 @@ class JobRuns(NamedTuple):
 
 @dataclass
 class Job:
-    """Something to do every so many seconds, counted from the epoch: what is done every minute is done on the minute."""
+    """Something to do every so many seconds, counted from the epoch, so that `every` 60 is on the minute."""
 
     name: str
     every: int  # seconds
@@ -3070,18 +3070,18 @@ class Job:
 
 @dataclass(eq=False)
 class Schedule:
-    """The jobs of a server, and when something last looked whether one is due."""
+    """The jobs of a server, and when the scheduler last looked whether one is due."""
 
     jobs: Sequence[Job]
     heartbeat: float  # monotonic seconds
 
     def alive(self, now: float) -> bool:
-        """Tell whether the scheduler has gone round within the last half minute; true when it has nothing to do."""
+        """Tell whether the scheduler has looked within HEARTBEAT_SECONDS; true when it has no jobs."""
         return not self.jobs or now - self.heartbeat < HEARTBEAT_SECONDS
 
 
 def job_resource(job: Job, now: int) -> dict[str, Any]:
-    """Return what the API says of a job; one that is to run at once is due now."""
+    """Return what the API says of a job. One that is to run at once is due now."""
     past, next_at = job.past, job.boundary_after(now) if job.next_at is None else job.next_at
     return {
         "name": job.name,
@@ -3156,7 +3156,7 @@ def request_metrics(traffic: Traffic) -> list[Metric]:
 
 
 def desk_metrics(readers: Readers) -> list[Metric]:
-    """Return the tickets by status; without samples while the desk cannot be read, which must not hide the rest."""
+    """Return the tickets by status; no samples while the desk cannot be read, as that must not hide the other metrics."""
     counts: dict[int, int] = {}
     with suppress(*SQLITE_FAILURES):
         counts = list_ticket_counts(readers.get().db)
@@ -3208,7 +3208,7 @@ def wal_metrics(settings: Settings) -> list[Metric]:
 
 @dataclass(eq=False)
 class Readiness:
-    """Whether the desk can be read and its disk written. Anybody may ask, so it looks once a second at most."""
+    """Whether the desk can be read and its disk written. As anybody may ask, it looks at most once a second."""
 
     path: Path  # of the desk
     _looked_at: float = -math.inf
@@ -3668,12 +3668,12 @@ def is_api(path: str) -> bool:
 
 
 def is_shared(path: str) -> bool:
-    """Tell whether a path is open to other origins: the API, and what tools read to learn it."""
+    """Tell whether pages of other origins may read a path (CORS): the API and its description."""
     return is_api(path) or path == "/openapi.json"
 
 
 def request_query(environ: dict[str, Any]) -> dict[str, str]:
-    """Return the query's fields, read once; of a repeated one the last counts, as in PHP."""
+    """Return the fields of the query, parsed once a request; of a repeated field the last counts, as in PHP."""
     if "ticketapi.query" not in environ:
         text = environ.get("QUERY_STRING", "")
         environ["ticketapi.query"] = dict(parse_qsl(text, keep_blank_values=True)) if text else {}
@@ -3758,7 +3758,7 @@ class AuditHook:
             raise bottle.HTTPResponse(status=204, headers=self.cors.preflight(method, asked))
 
     def after(self) -> None:
-        """Finish a request: it is in the audit log before its answer is sent."""
+        """Finish a request; its audit row is taken before the answer is sent."""
         environ, response = bottle.request.environ, bottle.response
         # Bottle's own dict: a sixth of a cached answer's time went into checking and respelling names and values known here.
         headers: dict[str, list[str]] = response.headers.dict
@@ -3779,7 +3779,7 @@ class AuditHook:
             log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, status)
 
     def headers(self, environ: dict[str, Any]) -> dict[str, str]:
-        """Return the headers of an answer that do not depend on its handler."""
+        """Return the headers that every answer has, with those of CORS and of the limit."""
         headers = COMMON_HEADERS.copy()
         if is_shared(environ["PATH_INFO"]):
             headers.update(self.cors.headers(environ.get("HTTP_ORIGIN", "")))
@@ -3852,7 +3852,7 @@ class CatchErrors:
 
 
 def http_error(error: Exception) -> bottle.HTTPError:
-    """Return the answer to an exception; what is not the client's doing is logged, and its details stay here."""
+    """Return the answer to an exception. What is not the client's fault is logged, and its details stay in the log."""
     if isinstance(error, InvalidFields):
         return bottle.HTTPError(422, {"message": str(error), "errors": error.errors})
     if isinstance(error, TicketApiError) and error.status < 500:
@@ -3879,7 +3879,7 @@ def error_body(error: bottle.HTTPError) -> bytes:
 
 
 def is_local(environ: Mapping[str, Any]) -> bool:
-    """Tell whether a request comes from this machine itself: from a loopback address, and by way of no proxy."""
+    """Tell whether a request comes from this machine: from a loopback address, and not through a proxy."""
     if any(name in PROXIED or name.startswith("HTTP_X_FORWARDED_") for name in environ):
         return False
     try:
@@ -3890,7 +3890,7 @@ def is_local(environ: Mapping[str, Any]) -> bool:
 
 
 class Guard:
-    """A plugin that checks requests to the routes that ask for an ability; a route may be open to this machine."""
+    """A plugin that checks requests to routes that need an ability, unless the route is open to this machine."""
 
     name, api = "guard", 2
 
@@ -4186,7 +4186,7 @@ def show_reference(app: Shared) -> bytes:
 
 
 def send_page(page: Page) -> bytes:
-    """Send a page, whose script and style alone may work."""
+    """Send a page with the headers that let nothing but its own script and style run."""
     bottle.response.headers["Content-Type"] = "text/html; charset=utf-8"
     bottle.response.headers["Content-Security-Policy"] = page.policy
     bottle.response.headers["Referrer-Policy"] = "no-referrer"
@@ -4279,7 +4279,7 @@ def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
 
 
 def run_job(job: Job, due: int, now: int) -> None:
-    """Give a job its turn and note how it went; a failing one is logged. A run may go on for several turns."""
+    """Run a job and note how it went; a failure is logged. A run may take several turns."""
     job.next_at = job.boundary_after(now)
     try:
         returned = job.run(now)
@@ -4300,7 +4300,7 @@ def run_job(job: Job, due: int, now: int) -> None:
 
 @dataclass(eq=False)
 class AuditPruner:
-    """The job that deletes old rows of the audit log, some steps a turn, so that no request and no other job waits for it."""
+    """The job that deletes old rows of the audit log, a few steps a turn, so that neither requests nor other jobs wait."""
 
     audit: AuditLog
     keep: int  # seconds
@@ -4358,7 +4358,7 @@ class Scheduler(Schedule):
     """The thread around `run_due_jobs`. One thread, so no job ever overlaps itself or another."""
 
     def __init__(self, jobs: Sequence[Job], clock: Clock, stop: threading.Event | None = None) -> None:
-        """Take the jobs, and what tells them to stop if they ask; `start` begins."""
+        """Take the jobs, and an event that ends the thread; `start` starts it."""
         super().__init__(jobs, clock.monotonic())
         self.clock = clock
         self._stop = stop or threading.Event()
@@ -4376,7 +4376,7 @@ class Scheduler(Schedule):
             self._thread.join(STOP_SECONDS)
 
     def _loop(self) -> None:
-        """Go round once a second, on the second."""
+        """Look once a second, on the second, whether a job is due."""
         while True:
             run_due_jobs(self.jobs, self.clock.wall())
             self.heartbeat = self.clock.monotonic()
@@ -4473,7 +4473,7 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
 def check_header(header: bytes) -> None:
     """Refuse a header, in lower case, that a proxy before us could read differently (RFC 9112, sections 5.2, 6.1 and 6.3).
 
-    That is one whose body's length is not said once and for all, that names two hosts or tokens, or that folds a line.
+    That is one with no single length for its body, with two hosts or tokens, or with a folded line.
     """
     from waitress.parser import ParsingError
 
@@ -4494,8 +4494,8 @@ def check_header(header: bytes) -> None:
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
-    A target that urllib cannot read would end the connection without an answer. A request that came by way of a proxy is
-    marked, as Waitress takes some of the fields that tell so away before the app could see them.
+    A target that urllib cannot parse is refused; else the connection would end without an answer. A request that came through
+    a proxy is marked, as Waitress removes some of the fields that show it before the app sees them.
     """
     from waitress.parser import HTTPRequestParser, ParsingError
 
@@ -4534,8 +4534,8 @@ def http_date(second: int) -> str:
 def build_header(task: Any) -> bytes:
     """Write the header of an answer; replaces the `build_response_header` of Waitress's Task.
 
-    Waitress capitalises and sorts the names, which are as they should be. It still gets every answer that ends the connection
-    or has no body; the last one once the server stops is told so, so that no more requests are sent.
+    Waitress would capitalise and sort the names, for nothing. It still writes the header of answers that end the connection or
+    have no body. Once the server stops, the last answer of a connection says so, so that no more requests are sent.
     """
     from waitress.task import Task
 
@@ -4565,9 +4565,9 @@ def keep_open_without_body(task: Any) -> None:
 class LoopDispatcher:
     """Answers requests in the event loop: a task dispatcher for Waitress without threads.
 
-    A worker thread hands the interpreter's lock to and fro with the event loop; without one a cached page took 0.26 ms of CPU
-    time instead of 0.34. The answers to all requests that arrived together are sent after `settle`, which commits their audit
-    rows in one transaction: 0.20 ms instead of 0.26.
+    A worker thread and the event loop would hand the interpreter's lock to and fro: without one a cached page took 0.26 ms of
+    CPU time instead of 0.34. Requests that arrived together are answered together: `settle` commits their audit rows in one
+    transaction, then the answers are sent (0.20 ms instead of 0.26).
     """
 
     def __init__(self, settle: Callable[[], None]) -> None:
@@ -4576,11 +4576,11 @@ class LoopDispatcher:
         self._waiting: list[Any] = []
 
     def add_task(self, channel: Any) -> None:
-        """Note a connection whose next request is complete."""
+        """Take a connection that has received a whole request."""
         self._waiting.append(channel)
 
     def run(self) -> None:
-        """Answer what has arrived; a connection that has sent several requests at once comes again."""
+        """Answer what has arrived. A connection that has sent several requests is added again by Waitress after each."""
         while self._waiting:
             channels, self._waiting = self._waiting, []
             for channel in channels:
@@ -4666,7 +4666,7 @@ class Server:
         self._adapt_listeners(count_refusal)
 
     def _adapt_listeners(self, count_refusal: Callable[[int], None]) -> None:
-        """Give what Waitress listens with our connections."""
+        """Let the listeners of Waitress make connections of our class."""
         for listener in self._listeners:
             listener.channel_class = channel_class()
             listener.count_refusal = count_refusal
@@ -4693,7 +4693,7 @@ class Server:
         self._listeners[0].trigger.pull_trigger()
 
     def _cut_slow_requests(self, now: float) -> None:
-        """Close connections whose request takes too long to arrive: enough of them would take up all there are."""
+        """Close connections whose request takes too long to arrive, or enough of them would use up all connections."""
         arriving = {channel.request: channel for channel in self._channels() if channel.request is not None}
         self._arriving = {request: self._arriving.get(request, now) for request in arriving}
         for request, since in self._arriving.items():
@@ -4985,14 +4985,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def closest(text: str, known: Iterable[str]) -> list[str]:
-    """Return what a mistyped text probably stands for, as a list of one, or of none."""
+    """Return the known text that a mistyped one is closest to, as a list of one, or an empty list."""
     import difflib  # only where something was mistyped
 
     return difflib.get_close_matches(text, list(known), 1)
 
 
 def did_you_mean(meant: Sequence[str]) -> str:
-    """Return the question that goes with a mistyped text; nothing when there is no idea."""
+    """Return `; did you mean …?` for a mistyped text; nothing without a guess."""
     return f"; did you mean {' or '.join(f'`{text}`' for text in meant)}?" if meant else ""
 
 
@@ -5069,7 +5069,7 @@ def list_commands() -> str:
 
 
 def build_parser() -> Parser:
-    """Return the parser of the whole command line; where a word is missing, `parser` tells whose help will do."""
+    """Return the parser of the whole command line; `parser` is the one whose help to show when a word is missing."""
     parser = Parser(
         prog="ticketapi",
         usage="ticketapi COMMAND [options]",
@@ -5094,7 +5094,7 @@ def build_parser() -> Parser:
 
 
 def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, command: Command) -> argparse.ArgumentParser:
-    """Add the parser of one command; an option that is not given leaves alone what was given before the last word."""
+    """Add the parser of one command. An option that is not given leaves what was given before the last word (SUPPRESS)."""
     parser = add_parser(
         name,
         help=command.help,
@@ -5187,7 +5187,7 @@ def print_json(value: Any) -> None:
 
 
 def print_result(settings: Settings, record: Any, *lines: str) -> None:
-    """Print what a command did: as JSON where that is asked for, else as lines."""
+    """Print what a command did, as JSON with --json, else as lines."""
     if settings.json:
         print_json(record)
     else:
@@ -5225,7 +5225,7 @@ def short_time(text: str | None) -> str | None:
 
 
 def wait_for_more(seconds: float) -> None:
-    """Send what was printed and wait so many seconds, but no longer than somebody reads it: raises BrokenPipeError."""
+    """Flush what was printed and wait so many seconds; raises BrokenPipeError as soon as nobody reads a pipe any more."""
     sys.stdout.flush()
     output = sys.stdout.fileno()
     if not stat.S_ISFIFO(os.fstat(output).st_mode):
@@ -5238,7 +5238,7 @@ def wait_for_more(seconds: float) -> None:
 
 
 def discard_output() -> None:
-    """Send what is still in the buffer of standard output nowhere, or Python would complain about it at its end."""
+    """Drop what is still in the buffer of standard output, or Python would complain about it at its end."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -5259,11 +5259,11 @@ class Progress:
         self._shown = False
 
     def __enter__(self) -> Progress:
-        """Give what is to be called with the number done."""
+        """Return itself, to be called with the number done."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the line away, whether the work is done or has failed."""
+        """Remove the line, whether the work is done or has failed."""
         if self._shown:
             self._show("")
 
@@ -5277,7 +5277,7 @@ class Progress:
 
     @contextmanager
     def told(self, path: Path) -> Iterator[None]:
-        """Let a failure in a block of work on a desk tell how much was committed before it."""
+        """Turn a failure in a block of work on a desk into one that says how much was committed before."""
         try:
             yield
         except KeyboardInterrupt as error:
@@ -5297,7 +5297,7 @@ class Progress:
             self._show(one_line(text))
 
     def _show(self, line: str) -> None:
-        """Put a text in the place of the line."""
+        """Replace the line by a text."""
         self._shown = True
         self.stream.write(f"\r\x1b[K{line}")
         self.stream.flush()
@@ -5313,14 +5313,14 @@ def is_smart_terminal() -> bool:
 
 
 def painter() -> Callable[[str, str], str]:
-    """Return what gives a text a style, or leaves it alone: where no terminal reads it and with NO_COLOR (no-color.org)."""
+    """Return a function that styles a text; off a terminal and with NO_COLOR (no-color.org) it returns the text as it is."""
     if os.environ.get("NO_COLOR") or not is_smart_terminal():
         return lambda text, style: text
     return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[m" if text and style else text
 
 
 def printable(value: Any) -> str:
-    """Return a value as a text that a terminal only shows, of characters that standard output can write; None is a dash."""
+    """Return a value as text without control characters, that standard output can encode; None is a dash."""
     text, encoding = "-" if value is None else escape(str(value)), sys.stdout.encoding or "utf-8"
     return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -5338,7 +5338,7 @@ def text_columns(text: str) -> int:
 
 
 def fit_text(text: str, width: int, mark: str = "…") -> str:
-    """Cut a printable text to so many columns, the last of which then tells that it goes on."""
+    """Cut a printable text to so many columns; a mark in the last one shows that it was cut."""
     if text_columns(text) <= width:
         return text
     ends = list(accumulate(map(char_columns, text)))
@@ -5373,7 +5373,7 @@ class Table:
     """Prints rows as columns under titles, page by page; on a terminal none is longer than a line of it."""
 
     def __init__(self, titles: Sequence[str], style: Callable[[int, str], str] = lambda column, text: "") -> None:
-        """Begin with columns as wide as their titles, which values widen; `style` gives the style of a text in a column."""
+        """Begin with columns as wide as their titles; values widen them. `style` gives the style of a text in a column."""
         self.titles, self.style = titles, style
         self.widths = list(map(len, titles))
         self.terminal, self.paint = sys.stdout.isatty(), painter()
@@ -5409,7 +5409,7 @@ class Table:
 
 
 class Field(NamedTuple):
-    """A line of what is said of one thing."""
+    """A label with a value, and how to style it."""
 
     label: str
     value: str | int | None
@@ -5417,7 +5417,7 @@ class Field(NamedTuple):
 
 
 def field_lines(fields: Sequence[Field]) -> list[str]:
-    """Return fields below each other; on a terminal what does not fit a line goes on below itself."""
+    """Return fields as lines, label and value; on a terminal a value that is too long is wrapped in its column."""
     paint, indent = painter(), max(len(field.label) for field in fields) + 2
     lines = []
     for label, value, style in fields:
@@ -5615,9 +5615,9 @@ def watch_desk(settings: Settings) -> None:
 
 
 def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
-    """Write the figures over those before them, in one piece, so that nothing flickers; the cursor ends below them.
+    """Write the figures over the previous ones, in one write, so that nothing flickers; the cursor ends below them.
 
-    It is never hidden, so that whatever ends this program leaves it as it was.
+    The cursor is never hidden, so whatever ends this program leaves the terminal as it was.
     """
     columns, rows = shutil.get_terminal_size()
     title = printable(f"{settings.db.name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
@@ -5693,7 +5693,7 @@ def command_audit(settings: Settings) -> int:
 
 
 def open_log(settings: Settings) -> sqlite3.Connection | None:
-    """Open the audit log to read it; None while there is none, but then the desk must be one, or --db is mistyped."""
+    """Open the audit log to read it; None while there is none. Then the desk is checked, as --db may be mistyped."""
     db = open_read_only(settings.audit_db, "audit")
     if db is None:
         desk = open_read_only(settings.db, "desk")
@@ -5800,7 +5800,7 @@ def command_check(settings: Settings) -> int:
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes away what is half done."""
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is half done."""
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, signal.default_int_handler)
