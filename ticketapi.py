@@ -2104,7 +2104,7 @@ def page_json(asked: ListRequest, total: int, sliced: Slice) -> str:
 def cursor_envelope(
     url: str, per_page: int, link: tuple[str, str], previous: str | None, following: str | None
 ) -> dict[str, Any]:
-    """Return `links` and `meta` as Laravel's cursorPaginate has them; `link` is what stands before and after a cursor in a URL."""
+    """Return `links` and `meta` as Laravel's cursorPaginate; `link` is what stands before and after a cursor in a URL."""
     prev_url, next_url = (text and f"{link[0]}{text}{link[1]}" for text in (previous, following))
     links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
     return {"links": links, "meta": {"path": url, "per_page": per_page, "next_cursor": following, "prev_cursor": previous}}
