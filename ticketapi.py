@@ -91,8 +91,7 @@ from calendar import timegm
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
@@ -2019,15 +2018,21 @@ def read_positive(query: Mapping[str, str], name: str, default: int, highest: in
     return max(1, min(number, highest))
 
 
+def read_cursor(query: Mapping[str, str], url: str, errors: dict[str, list[str]]) -> Cursor | None:
+    """Read the cursor of a query, None where it has none; what is no cursor of this list is noted in `errors`."""
+    text = query.get("cursor", "")
+    cursor = decode_cursor(text, url) if text else None
+    if text and not cursor:
+        errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    return cursor
+
+
 def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = True) -> ListRequest:
     """Read `page`, `per_page` and `cursor`; raises InvalidFields for what is no number and no cursor of this list."""
     errors: dict[str, list[str]] = {}
     page = read_positive(query, "page", 1, MAX_PAGE, errors)
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
-    text = query.get("cursor", "")
-    cursor = decode_cursor(text, url) if text else None
-    if text and not cursor:
-        errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    cursor = read_cursor(query, url, errors)
     if "cursor" in query and not has_cursors:
         errors["cursor"] = ["The cursor field is not supported by this list; use page."]
     if errors:
@@ -2133,38 +2138,32 @@ NOTHING = Slice(Tickets(None, 0, 0, 0), 0, 0, False, False)
 def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
     """Return a slice of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
     size, cursor = asked.per_page, asked.cursor
-    if cursor is None:
-        highest = total if asked.by_cursor else total - (asked.page - 1) * size
+    if cursor and not cursor.forward:
+        lowest, highest = cursor.key + 1, min(cursor.key + size, total)
     else:
-        highest = min(cursor.key - 1 if cursor.forward else cursor.key + size, total)
-    lowest = max(1, cursor.key + 1 if cursor and not cursor.forward else highest - size + 1)
+        highest = min(cursor.key - 1, total) if cursor else total - (0 if asked.by_cursor else (asked.page - 1) * size)
+        lowest = max(1, highest - size + 1)
     if highest < lowest:
         return NOTHING
     return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
 
 
-def open_start(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> int | None:
-    """Return the id from which a slice of the open tickets goes on, or None past the end.
-
-    First in, first out leaves no gaps between their ids, so that a page is a range of them. Once tickets were closed out of
-    order, the start of a page is found by walking the index from the oldest.
-    """
-    (total, first, last), cursor, offset = bounds, asked.cursor, (asked.page - 1) * asked.per_page
-    if cursor:
-        return cursor.key + 1 if cursor.forward else find_open_ticket_before(db, cursor.key, asked.per_page) or first
-    if asked.by_cursor:
-        return first
-    return first + offset if last - first + 1 == total else find_open_ticket(db, offset)
-
-
 def open_slice(db: sqlite3.Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
-    """Return a slice of the open tickets, which are in the order of their ids."""
-    total, first, last = bounds
-    start = open_start(db, bounds, asked) if total else None
-    if start is None or start > last:
-        return NOTHING
-    end = asked.cursor.key - 1 if asked.cursor and not asked.cursor.forward else last
-    tickets = list_open_tickets(db, start, end, asked.per_page)
+    """Return a slice of the open tickets, which are in the order of their ids.
+
+    While tickets are closed first in, first out, there are no gaps between the open ids, and a page is a range of them. Once
+    some were closed out of order, the start of a page is found by walking the index from the oldest.
+    """
+    (total, first, last), cursor, size = bounds, asked.cursor, asked.per_page
+    offset = 0 if asked.by_cursor else (asked.page - 1) * size
+    start, end = first + offset, last
+    if cursor and cursor.forward:
+        start = cursor.key + 1
+    elif cursor:
+        start, end = find_open_ticket_before(db, cursor.key, size) or first, cursor.key - 1
+    elif offset and last - first + 1 != total:
+        start = find_open_ticket(db, offset) or last + 1
+    tickets = list_open_tickets(db, start, end, size) if total and start <= last else NOTHING.tickets
     if not tickets.size:
         return NOTHING
     return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
@@ -2202,7 +2201,7 @@ def customers_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
         total = find_last_user_id(db, FIRST_OWNER_ID) or 0
         offset = (asked.page - 1) * asked.per_page
         rows = list_customers(db, min(asked.per_page, total - offset), offset) if offset < total else []
-    customers = ",".join(compact(dict(row)) for row in rows).encode()
+    customers = to_json(list(map(dict, rows)))[1:-1]
     return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), 0, 0, False, False))
 
 
@@ -2779,8 +2778,8 @@ def audit_resource(row: sqlite3.Row) -> dict[str, Any]:
 # Pages of it over HTTP ----------------------------------------------------------------------------
 
 
-def read_part(text: str) -> str:
-    """Read a part of a path."""
+def read_path_text(text: str) -> str:
+    """Read a text that a path may hold."""
     if len(text) > 255:
         raise ValueError("it is too long")
     return text
@@ -2807,7 +2806,7 @@ def parse_audit_request(desk: sqlite3.Connection, url: str, query: Mapping[str, 
         "user": (read_user, "a user's id or e-mail address"),
         "token": (read_id, "the id of a token"),
         "status": (read_status, "an HTTP status such as 404, or 4xx"),
-        "path": (read_part, "a text of at most 255 characters"),
+        "path": (read_path_text, "a text of at most 255 characters"),
         "since": (partial(read_since, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
     }
     query = {name: text.strip() for name, text in query.items()}  # as Laravel does
@@ -2820,9 +2819,7 @@ def parse_audit_request(desk: sqlite3.Connection, url: str, query: Mapping[str, 
             except ValueError:
                 errors[name] = [f"The {name} field must be {wanted}."]
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
-    cursor = decode_cursor(query["cursor"], url) if query.get("cursor") else None
-    if query.get("cursor") and not cursor:
-        errors["cursor"] = ["The cursor field must be a cursor of this list."]
+    cursor = read_cursor(query, url, errors)
     if errors:
         raise InvalidFields(errors)
     if isinstance(filters["user"], str):
@@ -2841,7 +2838,7 @@ AuditSlice = tuple[list[sqlite3.Row], int | None, int | None]  # rows, and the i
 def audits_before(db: sqlite3.Connection, wanted: AuditFilter, below: int, size: int) -> AuditSlice:
     """Return the newest rows wanted below an id, as many as `size`, from AUDIT_SPANS spans of AUDIT_SPAN ids at most."""
     rows: list[sqlite3.Row] = []
-    newest = end = min(below, (find_last_audit_id(db, MAX_ID) or 0) + 1)
+    newest = end = max(1, min(below, (find_last_audit_id(db, MAX_ID) or 0) + 1))
     for _ in range(AUDIT_SPANS):
         page, end = step_back(db, wanted, end, size - len(rows))
         rows += page
@@ -2854,7 +2851,8 @@ def audits_before(db: sqlite3.Connection, wanted: AuditFilter, below: int, size:
 def audits_after(db: sqlite3.Connection, wanted: AuditFilter, above: int, size: int) -> AuditSlice:
     """Return the oldest rows wanted above an id, newest first, as bounded as `audits_before`."""
     rows: list[sqlite3.Row] = []
-    end, highest = above, find_last_audit_id(db, MAX_ID) or 0
+    highest = find_last_audit_id(db, MAX_ID) or 0
+    above = end = min(above, highest)
     for _ in range(AUDIT_SPANS):
         page, end = step_forward(db, wanted, end, highest, size - len(rows))
         rows += page
@@ -2975,7 +2973,10 @@ class Traffic:
     def routes(self) -> dict[str, RouteTraffic]:
         """Return what was counted of each route, by name."""
         with self._lock:
-            return {route: deepcopy(counters) for route, counters in sorted(self._routes.items())}
+            return {
+                route: replace(counters, statuses=counters.statuses.copy(), buckets=counters.buckets[:])
+                for route, counters in sorted(self._routes.items())
+            }
 
     def minutes(self, now: int) -> list[tuple[int, dict[int, int]]]:
         """Return beginning (microseconds) and requests by status of each of the last minutes, the oldest first."""

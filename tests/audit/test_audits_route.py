@@ -271,6 +271,8 @@ def test_a_cursor_may_lead_anywhere(page, ids, log, key, forward):
     text = ticketapi.encode_cursor(ticketapi.Cursor(key, forward), "http://desk.test:8000/api/audits")
     wanted = [n for n in (4, 3, 2, 1) if (n < key if forward else n > key)]
     assert ids(f"?cursor={text}") == wanted
+    links = page(f"?cursor={text}")["links"]
+    assert all(page(link) for link in (links["next"], links["prev"]) if link)  # no cursor that we refuse ourselves
 
 
 @pytest.mark.parametrize(("given", "size"), [("0", 1), ("-3", 1), ("2", 2), ("201", 200), ("9" * 30, 200), ("", 50)])
