@@ -12,6 +12,7 @@ import ticketapi
 SECRET = "hunter2-correct-horse"
 TOKEN = "tkt_" + "Ab3" * 15 + "z"
 CAP = 4096
+FORM = "application/x-www-form-urlencoded"
 
 characters = st.characters(exclude_categories=())  # half surrogate pairs too: JSON may hold them
 texts = st.text(characters, max_size=40)
@@ -173,6 +174,74 @@ def test_what_fits_is_kept_whole_and_what_does_not_is_cut(length):
         assert start.startswith('{"q":"xxx')
 
 
+class CountedList(list):
+    """A list that counts what is read of it."""
+
+    read = 0
+
+    def __iter__(self):
+        for item in list.__iter__(self):
+            self.read += 1
+            yield item
+
+
+class CountedDict(dict):
+    """A dict that counts what is read of it."""
+
+    read = 0
+
+    def items(self):
+        for item in dict.items(self):
+            self.read += 1
+            yield item
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        CountedList([0] * 10**6),
+        CountedList([[]] * 10**6),
+        CountedList([{}] * 10**6),
+        CountedList(["\u202e"] * 10**6),
+        CountedDict(dict.fromkeys(map(str, range(10**6)), 0)),
+        CountedDict({f"password{n}": "x" * 10**4 for n in range(10**4)}),
+    ],
+)
+def test_no_more_of_a_value_is_read_than_is_kept(value):
+    assert_sound(ticketapi.audit_payload(value))
+    assert 0 < value.read <= CAP
+
+
+def test_no_more_of_a_form_is_read_than_is_kept():
+    [(name, fields)] = ticketapi.parse_form("&".join(f"key{n}=1" for n in range(10**5))).items()
+    assert name == "truncated"
+    assert 0 < len(fields) <= CAP / 7
+    assert list(fields)[:-1] == [f"key{n}" for n in range(len(fields) - 1)]
+
+
+@pytest.mark.parametrize("size", range(CAP - 60, CAP + 120, 3))
+def test_a_form_cut_anywhere_leaves_no_secret(size):
+    for form in (
+        "q=" + "x" * size + f"&password={SECRET}&q={TOKEN}",
+        "x" * size + TOKEN + "=1&password=" + SECRET,
+        "q=" + TOKEN * 99,
+    ):
+        text = kept(form, FORM) or ""
+        assert "tkt_A" not in text
+        assert SECRET[:5] not in text
+
+
+@pytest.mark.parametrize("limit", [255, 1024])
+@pytest.mark.parametrize(
+    "text", ["\u202e" * 20_000, TOKEN * 400, "x" * 230 + TOKEN, "x" * 1000 + TOKEN + "y" * 900, TOKEN[:20] * 300]
+)
+def test_a_text_is_cut_before_it_is_looked_at_and_no_token_is_left_in_half(text, limit):
+    cut = ticketapi.cut_text(text, limit)
+    assert len(cut) <= limit + len(TOKEN) + len("[redacted]")
+    assert TOKEN[:30] not in cut
+    assert ticketapi.redact_text(text).startswith(cut.removesuffix("[redacted]"))
+
+
 @pytest.mark.parametrize("padding", range(3980, 4100, 7))
 def test_a_secret_at_the_cut_is_not_left_in_half(padding):
     for cut in (padding, padding // 2):
@@ -224,8 +293,6 @@ def test_a_document_nested_too_deeply_leaves_no_content():
 
 
 # Other bodies -------------------------------------------------------------------------------------
-
-FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.mark.parametrize("content_type", [FORM, f"{FORM}; charset=UTF-8"])
