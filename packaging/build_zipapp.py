@@ -3,10 +3,9 @@
 
     python3 packaging/build_zipapp.py dist/ticketapi.pyz
 
-It holds bytecode for the Python that builds it, which then need not compile 8,000 lines at each start; any other Python finds
-that the bytecode is not its own and runs the source beside it. For one version of Python the result is the same, byte for byte,
-wherever and whenever it is built: pinned wheels, sorted names, fixed dates and modes, no compression (which differs between
-zlib versions), bytecode without a date. Needs pip, or python3-venv to get one.
+The same Python gives the same bytes, wherever and whenever it builds: pinned wheels, sorted names, fixed dates and modes, no
+compression (which differs between zlib versions). The bytecode is for the Python that builds; any other runs the sources, which
+are inside, too. Needs pip, or python3-venv to get one.
 """
 
 import importlib.util
@@ -63,19 +62,18 @@ def bundled_files(wheels: list[Path]) -> dict[str, bytes]:
     return files
 
 
-def add_bytecode(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
-    """Return the files with the bytecode of each module beside it, as zipimport looks for it.
-
-    It is not checked against its source (PEP 552), which the archive's fixed dates could not tell from another one. Tracebacks
-    name the archive. The hash seed decides the order of constants that are sets in Python 3.10.
-    """
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    options = ["-q", "-b", "-d", "ticketapi.pyz", "--invalidation-mode", "unchecked-hash"]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    subprocess.run([sys.executable, "-m", "compileall", *options, "."], cwd=folder, env=environment, check=True)
-    return files | {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.pyc")}
+def compile_files(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    """Return the bytecode of all modules, bound to their sources by hash and without a trace of this machine."""
+    for name in files:
+        if name.endswith(".py"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[name])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"PYTHONHASHSEED": "0", "LC_ALL": "C"}  # Python 3.10 writes sets in the order of their hashes
+    options = ["-q", "-b", "--invalidation-mode", "checked-hash", "-d", "ticketapi.pyz"]  # what tracebacks name
+    subprocess.run([sys.executable, "-S", "-m", "compileall", *options, str(folder)], check=True, env=environment, cwd=folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.pyc")}
 
 
 def write_zipapp(target: Path, files: dict[str, bytes]) -> None:
@@ -102,7 +100,8 @@ def main() -> None:
             wheels = download_wheels(Path(folder))
         except subprocess.CalledProcessError:
             sys.exit("build_zipapp: pip could not fetch the packages named in packaging/requirements.txt (see above)")
-        write_zipapp(target, add_bytecode(bundled_files(wheels), Path(folder) / "files"))
+        files = bundled_files(wheels)
+        write_zipapp(target, files | compile_files(files, Path(folder, "modules")))
     print(target)
 
 

@@ -1,11 +1,14 @@
-"""One version, one list of dependencies, and a zipapp that is the same everywhere and needs nothing but Python."""
+"""One version, one list of dependencies, a zipapp that needs nothing but Python, and a program that starts without detours."""
 
+import importlib.util
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import zipfile
+from contextlib import closing
 from importlib.metadata import metadata, requires
 
 import pytest
@@ -14,6 +17,16 @@ from conftest import ROOT, WITHOUT_PRIVILEGES, Served
 import ticketapi
 
 SOURCE = (ROOT / "ticketapi.py").read_text()
+OWN_FILES = (
+    "ticketapi.py",
+    "schema.sql",
+    "openapi.json",
+    "vocabulary.json",
+    "dashboard.html",
+    "docs.html",
+    "page.js",
+    "LICENSE",
+)
 BUILD = ROOT / "packaging" / "build_zipapp.py"
 
 
@@ -76,87 +89,25 @@ def test_what_the_zipapp_bundles_has_no_known_problem():
     }
 
 
-def test_the_zipapp_is_the_same_byte_for_byte_whoever_builds_it(zipapp, tmp_path):
-    again = tmp_path / "elsewhere" / "again.pyz"
-    environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "LC_ALL": "C", "TMPDIR": str(tmp_path)}
-    subprocess.run(
-        ["sh", "-c", f"umask 077; exec {sys.executable} {BUILD} {again}"], check=True, env=environment, capture_output=True
-    )
+def test_the_same_python_builds_the_same_zipapp_byte_for_byte_whoever_builds_it_and_where(zipapp, tmp_path):
+    sources, temporary, again = tmp_path / "sources", tmp_path / "temporary", tmp_path / "elsewhere" / "again.pyz"
+    shutil.copytree(BUILD.parent, sources / "packaging")
+    for name in OWN_FILES:
+        shutil.copy(ROOT / name, sources)
+    temporary.mkdir()
+    environment = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "PYTHONOPTIMIZE": "2", "LC_ALL": "C", "TMPDIR": str(temporary)}
+    script = f"umask 077; exec {sys.executable} packaging/build_zipapp.py {again}"
+    subprocess.run(["sh", "-c", script], check=True, cwd=sources, env=os.environ | environment, capture_output=True)
     assert again.read_bytes() == zipapp.read_bytes()
     assert os.access(again, os.X_OK)
+    assert str(tmp_path).encode() not in again.read_bytes()
 
 
 def test_the_zipapp_holds_the_packages_and_all_licences(zipapp):
     names = zipfile.ZipFile(zipapp).namelist()
-    own = {"ticketapi.py", "schema.sql", "openapi.json", "vocabulary.json", "dashboard.html", "docs.html", "page.js", "LICENSE"}
-    assert own | {"bottle.py", "waitress/__init__.py"} <= set(names)
+    assert {*OWN_FILES, "bottle.py", "waitress/__init__.py"} <= set(names)
     licences = [name for name in names if re.search(r"(bottle|waitress)-.*/LICEN[CS]E(\.txt)?$", name)]
     assert len(licences) == 2
-
-
-def changed(zipapp, target, change):
-    """Write a copy of the zipapp in which a function of name and bytes may have changed each file."""
-    with zipfile.ZipFile(zipapp) as source, zipfile.ZipFile(target, "w") as copy:
-        for entry in source.infolist():
-            copy.writestr(entry, change(entry.filename, source.read(entry)))
-    return target
-
-
-def test_every_module_of_the_zipapp_has_its_bytecode_beside_it(zipapp):
-    names = set(zipfile.ZipFile(zipapp).namelist())
-    sources = {name for name in names if name.endswith(".py")}
-    assert {"ticketapi.py", "bottle.py", "waitress/server.py", "__main__.py"} <= sources
-    assert {name for name in names if name.endswith(".pyc")} == {f"{name}c" for name in sources}
-
-
-def test_the_python_that_built_the_zipapp_compiles_nothing(zipapp, tmp_path):
-    broken = changed(zipapp, tmp_path / "broken.pyz", lambda name, data: b"1 +" if name.endswith(".py") else data)
-    served = Served("--generate-every", "1d", cwd=tmp_path, program=bare(broken))
-    assert served.get("/up").status == 200
-    assert served.stop()[0] == 0
-
-
-def test_another_python_runs_the_zipapp_from_its_source(zipapp, tmp_path):
-    def foreign(name, data):
-        return b"\0\0" + data[2:] if name.endswith(".pyc") else data  # the magic number, which each version has its own of
-
-    other = changed(zipapp, tmp_path / "other.pyz", foreign)
-    served = Served("--generate-every", "1d", cwd=tmp_path, program=bare(other))
-    assert served.get("/up").status == 200
-    assert served.stop()[0] == 0
-
-
-def test_a_traceback_from_the_zipapp_names_its_files_and_shows_their_lines(zipapp, tmp_path):
-    script = """if True:
-        import logging, sys
-        sys.path.insert(0, sys.argv[1])
-        import ticketapi
-        try:
-            ticketapi.parse_day("x")
-        except ValueError:
-            logging.exception("as the server's log would have it")
-    """
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", script, zipapp], capture_output=True, text=True)
-    assert 'File "ticketapi.pyz/ticketapi.py", line ' in done.stderr
-    assert 'return timegm(time.strptime(text, "%Y-%m-%d"))' in done.stderr
-
-
-def test_the_script_is_loaded_once_and_finds_its_files_by_itself(tmp_path):
-    """Under -I its folder is not in the search path; -v tells of every module that is loaded."""
-    desk = tmp_path / "desk.db"
-    command = [sys.executable, "-I", "-S", "-v", ROOT / "ticketapi.py", "generate", "--count", "1", "--db", desk]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "Generated 1 ticket\n"), done.stderr[-500:]
-    assert "import 'sqlite3'" in done.stderr
-    assert "import 'ticketapi'" not in done.stderr
-
-
-def test_a_resource_that_is_missing_is_named(tmp_path):
-    shutil.copy(ROOT / "ticketapi.py", tmp_path)
-    command = [sys.executable, "-I", "-S", "ticketapi.py", "generate"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "ticketapi: schema.sql is missing beside ticketapi.py; install ticketapi again\n"
 
 
 def test_the_zipapp_runs_read_only_without_home_or_packages(zipapp, tmp_path):
@@ -186,6 +137,133 @@ def test_the_zipapp_serves(zipapp, tmp_path):
     assert "Traceback" not in err
 
 
+# Bytecode: for the Python that built it, the sources for all others -------------------------------
+
+MODULES = "bottle", "ticketapi", "waitress.server"
+
+
+def changed(zipapp, target, change):
+    """Write a copy of the zipapp whose files a function of name and content has changed, and return its path."""
+    with zipfile.ZipFile(zipapp) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry, change(entry.filename, old.read(entry)))
+    return target
+
+
+def for_another_python(name, content):
+    """Return a file as another Python sees it: the magic number of bytecode says nothing to it."""
+    return b"\x00\x00" + content[2:] if name.endswith(".pyc") else content
+
+
+def inside(zipapp, code):
+    """Run code with the zipapp's modules alone and return what it prints."""
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(zipapp)!r})\n{code}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def loaded_files(zipapp):
+    """Return which files of the zipapp its modules are loaded from."""
+    code = f"for name in {MODULES}: __import__(name); print(sys.modules[name].__file__)"
+    return inside(zipapp, code).replace(f"{zipapp}/", "").split()
+
+
+def generated(zipapp, desk):
+    """Return the tickets that the zipapp generates from one seed."""
+    subprocess.run([*bare(zipapp), "generate", "--seed", "5", "--count", "30", "--db", desk], check=True, capture_output=True)
+    with closing(sqlite3.connect(desk)) as db:
+        return db.execute("SELECT user_id, subject, content FROM tickets ORDER BY id").fetchall()
+
+
+def test_every_module_of_the_zipapp_has_bytecode_that_is_checked_against_its_source_by_hash(zipapp):
+    with zipfile.ZipFile(zipapp) as archive:
+        names = archive.namelist()
+        heads = {name: archive.read(name)[:16] for name in names if name.endswith(".pyc")}
+        sources = {f"{name}c": archive.read(name) for name in names if name.endswith(".py")}
+    flags = (0b11).to_bytes(4, "little")
+    assert heads == {
+        name: importlib.util.MAGIC_NUMBER + flags + importlib.util.source_hash(source) for name, source in sources.items()
+    }
+
+
+def test_the_python_that_built_the_zipapp_runs_its_bytecode(zipapp):
+    assert loaded_files(zipapp) == ["bottle.pyc", "ticketapi.pyc", "waitress/server.pyc"]
+
+
+def test_any_other_python_runs_the_zipapp_from_source_and_generates_the_same_tickets(zipapp, tmp_path):
+    other = changed(zipapp, tmp_path / "other.pyz", for_another_python)
+    assert loaded_files(other) == ["bottle.py", "ticketapi.py", "waitress/server.py"]
+    tickets = generated(other, tmp_path / "other.db")
+    assert len(tickets) == 30
+    assert tickets == generated(zipapp, tmp_path / "own.db")
+
+
+def test_a_source_that_was_changed_inside_the_zipapp_wins_over_its_bytecode(zipapp, tmp_path):
+    version = f'__version__ = "{ticketapi.__version__}"'.encode()
+    patched = changed(zipapp, tmp_path / "patched.pyz", lambda _, content: content.replace(version, b'__version__ = "9.9.9"'))
+    done = subprocess.run([*bare(patched), "--version"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("ticketapi 9.9.9\n", "")
+
+
+LOGGED = """
+import logging, ticketapi
+logging.basicConfig(stream=sys.stdout)
+try:
+    {call}
+except ValueError:
+    logging.exception("failed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "file", "line"),
+    [
+        ("ticketapi.parse_day('never')", "ticketapi.pyz/ticketapi.py", 'return timegm(time.strptime(text, "%Y-%m-%d"))'),
+        ("ticketapi.bottle.Bottle().mount('', print)", "ticketapi.pyz/bottle.py", "raise ValueError("),
+    ],
+)
+def test_a_traceback_in_the_log_names_the_files_of_the_zipapp_and_shows_their_lines(zipapp, call, file, line):
+    log = inside(zipapp, LOGGED.format(call=call))
+    assert re.search(rf'File "{re.escape(file)}", line [0-9]+, in \w+\n +{re.escape(line)}', log)
+
+
+# The start: each way to run the program loads it once, and finds its files ------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with what the wheel installs."""
+    folder = tmp_path_factory.mktemp("installed")
+    listed = re.search(r"^only-include = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    for name in re.findall(r'"([^"]+)"', listed):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+CALL = "import sys; from ticketapi import main; sys.exit(main())"  # what an installed command does
+STARTS = {  # how to start, from which folder, and how often the module is then imported
+    "script": (["-I", "-S", ROOT / "ticketapi.py"], None, 0),
+    "script with its packages": ([ROOT / "ticketapi.py"], None, 0),
+    "script here": (["./ticketapi.py"], ROOT, 0),
+    "module": (["-m", "ticketapi"], ROOT, 0),
+    "editable": (["-c", CALL], None, 1),
+    "installed": (["-S", "-c", CALL], "installed", 1),
+    "zipapp": (["-I", "-S", "ticketapi.pyz"], "zipapp", 1),
+    "zipapp here": (["-I", "-S", "./ticketapi.pyz"], "zipapp", 1),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_however_it_is_started_the_program_is_loaded_once_and_finds_its_files(start, zipapp, installed, tmp_path):
+    words, where, imports = STARTS[start]
+    folder = {"installed": installed, "zipapp": zipapp.parent}.get(where, where or tmp_path)
+    command = [sys.executable, "-v", *words, "generate", "--count", "1", "--db", tmp_path / "desk.db"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Generated 1 ticket\n")
+    imported = re.findall(r"^import '(\w+)' # ", done.stderr, re.MULTILINE)
+    assert (imported.count("sqlite3"), imported.count("ticketapi")) == (1, imports)
+    assert not {"http", "email", "waitress"} & set(imported)  # Bottle imports the first two, where it is loaded
+
+
 def test_the_build_explains_a_wrong_call():
     done = subprocess.run([sys.executable, BUILD], capture_output=True, text=True)
     assert done.returncode == 1
@@ -198,3 +276,12 @@ def test_without_its_packages_serve_says_what_to_install(tmp_path):
     assert done.returncode == 1
     assert re.fullmatch(r"ticketapi: serve needs the packages bottle and waitress: .*\n", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_missing_beside_the_program_is_named(tmp_path):
+    shutil.copy(ROOT / "ticketapi.py", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "ticketapi.py", "generate"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ticketapi: schema.sql is missing beside ticketapi.py; install ticketapi again\n"
