@@ -4436,7 +4436,7 @@ class Scheduler(Schedule):
 # Room 15. Server: sockets, Waitress, stopping without losing a request, systemd. Knows nothing of tickets.
 # ======================================================================================================================
 
-REQUEST_SECONDS = 8.0  # for a request to arrive in; the server looks once a second, so that it is cut within ten
+REQUEST_SECONDS = 8.0  # for a request to arrive, and an answer to be taken; the server looks once a second: cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
 PROXY_HEADERS = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"}
@@ -4588,7 +4588,7 @@ def build_header(task: Any) -> bytes:
     from waitress.task import Task
 
     channel, headers = task.channel, task.request.headers
-    if channel.server.stopping and len(channel.requests) == 1:
+    if channel.server.stopping and not channel.unread:
         headers["CONNECTION"] = "close"
     length = ("Content-Length", str(task.content_length))
     if task.version != "1.1" or "CONNECTION" in headers or not task.has_body or length not in task.response_headers:
@@ -4628,17 +4628,17 @@ class LoopDispatcher:
         self._waiting.append(channel)
 
     def run(self) -> None:
-        """Answer what has arrived. A connection that has sent several requests is added again by Waitress after each."""
-        while self._waiting:
-            channels, self._waiting = self._waiting, []
-            for channel in channels:
-                channel.holding = True
-                channel.service()  # lets no exception out
+        """Answer what has arrived."""
+        channels, self._waiting = self._waiting, []
+        for channel in channels:
+            channel.holding = True
+            channel.service()  # lets no exception out
+        if channels:
             self._settle()
-            for channel in channels:
-                channel.holding = False
-                if channel.connected:
-                    channel.handle_write()
+        for channel in channels:
+            channel.holding = False
+            if channel.connected:
+                channel.handle_write()
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 0) -> None:
         """Do nothing: there is no thread to end."""
@@ -4650,6 +4650,47 @@ def send_unless_held(channel: Any, do_close: bool = True) -> bool:
 
     flush: Callable[..., bool] = HTTPChannel.__dict__["_flush_some"]
     return not channel.holding and flush(channel, do_close)
+
+
+def receive(channel: Any, data: bytes) -> bool:
+    """Take what a client has sent, one request at a time; replaces the `received` of Waitress's HTTPChannel.
+
+    Waitress reads and answers all requests that come together, whether or not the client takes the answers: 273 small requests
+    in 8 kB made 21 MB of them. Here the rest waits as bytes until the answers before it are taken, and nothing more is read.
+    """
+    channel.unread += data
+    while channel.unread and not (channel.requests or channel.will_close or channel.close_when_flushed):
+        request = channel.request = channel.request or channel.parser_class(channel.adj)
+        channel.unread = channel.unread[request.received(channel.unread) :]
+        if request.completed:
+            channel.request, channel.sent_continue = None, False
+            if not request.empty:
+                channel.requests.append(request)
+                channel.server.add_task(channel)
+        elif request.expect_continue and request.headers_finished and not channel.sent_continue:
+            channel.send_continue()
+    (channel.server.behind.add if channel.unread else channel.server.behind.discard)(channel)
+    return True
+
+
+def may_go_on(channel: Any) -> bool:
+    """Tell whether the next request of a connection may begin: the answer before it is made and taken."""
+    return not (channel.requests or channel.total_outbufs_len)
+
+
+def is_readable(channel: Any) -> bool:
+    """Tell whether to read more of a connection; replaces, and calls, the `readable` of Waitress's HTTPChannel."""
+    from waitress.channel import HTTPChannel
+
+    return not channel.unread and bool(HTTPChannel.readable(channel))
+
+
+def serve_request(channel: Any) -> None:
+    """Answer a request, and count it; replaces, and calls, the `service` of Waitress's HTTPChannel."""
+    from waitress.channel import HTTPChannel
+
+    channel.served += 1
+    HTTPChannel.service(channel)
 
 
 def channel_class() -> type:
@@ -4664,6 +4705,11 @@ def channel_class() -> type:
         "task_class": type("AnswerTask", (WSGITask,), answers),
         "error_task_class": type("JsonErrorTask", (ErrorTask,), {"execute": refuse}),
         "holding": False,
+        "unread": b"",
+        "served": 0,  # requests
+        "received": receive,
+        "readable": is_readable,
+        "service": serve_request,
         "_flush_some": send_unless_held,
     }
     return type("JsonChannel", (HTTPChannel,), parts)
@@ -4688,16 +4734,16 @@ class Server:
         self._connections = max(8, min(MAX_CONNECTIONS, raise_file_limit() - RESERVED_FILES))
         self._spare = min(SPARE_CONNECTIONS, self._connections // 4)
         self._stopping = False
-        self._arriving: dict[Any, float] = {}  # requests not complete yet, and when each was first seen
+        self._slow: dict[Any, float] = {}  # what arrives or is taken, and when it was first seen
+        self._behind: set[Any] = set()  # connections that have sent more requests than have been begun
         proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
         self._in_loop = LoopDispatcher(settle) if settings.threads == 1 else None
-        dispatching: dict[str, Any] = {}
-        if self._in_loop:  # which must not wait for itself to send what is over the mark
-            dispatching = {"_dispatcher": self._in_loop, "outbuf_high_watermark": 2**31}
+        # No thread waits for a client to take an answer: one answer of a connection is all that ever waits.
+        sending: dict[str, Any] = {"_dispatcher": self._in_loop, "outbuf_high_watermark": 2**31}
         create_server(
             app,
             map=self._map,
-            **dispatching,
+            **sending,
             sockets=list(sockets),
             threads=settings.threads,
             server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
@@ -4719,6 +4765,7 @@ class Server:
             listener.channel_class = channel_class()
             listener.count_refusal = count_refusal
             listener.stopping = False
+            listener.behind = self._behind
             if self._in_loop:
                 listener.pull_trigger = lambda: None  # there is no other thread to wake the loop
 
@@ -4729,7 +4776,7 @@ class Server:
             self._turn(1.0)
             if time.monotonic() - beaten >= 1:
                 beaten = time.monotonic()
-                self._cut_slow_requests(beaten)
+                self._cut_slow_clients(beaten)
                 beat()
         self._drain()
 
@@ -4740,19 +4787,24 @@ class Server:
             listener.stopping = True
         self._listeners[0].trigger.pull_trigger()
 
-    def _cut_slow_requests(self, now: float) -> None:
-        """Close connections whose request takes too long to arrive, or enough of them would use up all connections."""
-        arriving = {channel.request: channel for channel in self._channels() if channel.request is not None}
-        self._arriving = {request: self._arriving.get(request, now) for request in arriving}
-        for request, since in self._arriving.items():
+    def _cut_slow_clients(self, now: float) -> None:
+        """Close connections whose request arrives, or whose answer is taken, too slowly: they would use up all there are."""
+        slow: dict[Any, Any] = {channel.request: channel for channel in self._channels() if channel.request is not None}
+        slow |= {(channel, channel.served): channel for channel in self._channels() if channel.total_outbufs_len}
+        self._slow = {key: self._slow.get(key, now) for key in slow}
+        for key, since in self._slow.items():
             if now - since > REQUEST_SECONDS:
-                arriving[request].will_close = True
+                slow[key].handle_close()
 
     def _turn(self, timeout: float) -> None:
-        """Wait for sockets and serve those that are ready."""
+        """Wait for sockets and serve those that are ready, and one more request of each connection that has sent several."""
         from waitress import wasyncore
 
-        wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
+        self._behind -= {channel for channel in self._behind if not channel.connected}
+        ready = [channel for channel in self._behind if may_go_on(channel)]
+        wasyncore.loop(timeout=0 if ready else timeout, use_poll=True, map=self._map, count=1)
+        for channel in filter(may_go_on, ready):
+            channel.received(b"")
         if self._in_loop:
             self._in_loop.run()
         if len(self._map) > self._connections - self._spare:
@@ -4793,7 +4845,7 @@ def is_busy(channel: Any, passed: float) -> bool:
     A request whose headers are not complete half a second after the stop began is not waited for.
     """
     receiving = channel.request is not None and (channel.request.headers_finished or passed < 0.5)
-    return bool(channel.requests or receiving or channel.total_outbufs_len)
+    return bool(channel.requests or receiving or channel.total_outbufs_len or channel.unread)
 
 
 # ======================================================================================================================
@@ -5927,6 +5979,7 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
         if scheduler.alive(clock.monotonic()):
             notify_systemd(os.environ, "WATCHDOG=1")
 
+    readers.get()  # a disk may fill before the first request: what reading needs there must be there
     scheduler.start()
     print(f"Listening on {url}", flush=True)
     page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
