@@ -77,9 +77,9 @@ def take(client, desk, size):
 
     def all_came():
         nonlocal taken
-        while select.select([client], [], [], 0)[0]:
-            taken += len(client.recv(1 << 20))
-        return taken >= size
+        while taken < size and select.select([client], [], [], 0)[0]:
+            taken += len(client.recv(min(1 << 20, size - taken)))
+        return taken == size
 
     desk.turn(all_came)
 
