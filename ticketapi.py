@@ -26,15 +26,15 @@ Configuration
     its audit log beside it. `schema.sql` describes them.
 
 The life of one request
-    socket > Waitress > audit hook (clock, path, preflight) > CatchErrors > Authenticate > Throttle >
+    socket > Waitress > audit hook (clock, path, preflight, token) > CatchErrors > Authenticate > Throttle >
     Authorize > handler > remembered answer, or operation > queries > SQLite > JSON bytes > audit hook (headers, counters,
     audit row) > commit > socket
 
 Security rules
     - A token is shown once; the database holds its SHA-256 alone, compared in constant time. One answer, 401
       "Unauthenticated.", for a missing, wrong, expired and revoked token.
-    - Failed guesses draw from a bucket of their address, requests from a bucket of their user.
-    - Every request under /api is in the audit log before its answer is sent, with secrets redacted.
+    - Requests under /api draw from a bucket of their user, without a valid token from one of their address.
+    - Each is in the audit log before its answer is sent, with secrets redacted; of what strangers get as 429 one a minute is.
     - All files are created 0600. SQL is never put together from input. No answer holds a traceback.
     - A request that a proxy could understand differently is refused: two lengths, hosts or tokens, a folded line.
     - The pages run their own script alone, name it by its hash, and ask this server alone.
@@ -2369,7 +2369,7 @@ def desk_series(db: sqlite3.Connection, asked: SeriesRequest, now: int) -> dict[
 TOKEN_PATTERN = re.compile(r"tkt_[0-9A-Za-z]{46}")
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 MAX_CACHED_TOKENS = 1000  # for each thread
-GUESSES_PER_MINUTE = 30  # failed authentications of one address, whatever --rate says
+STRANGERS_RATE = 30  # requests a minute of one address without a valid token, whatever --rate says
 BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
 
 
@@ -2485,6 +2485,7 @@ class Limit(NamedTuple):
     size: int
     remaining: int
     next_in: int  # seconds until one more request is allowed than now
+    first: bool = False  # the first refusal of its key in a minute
 
 
 @dataclass(eq=False)
@@ -2496,30 +2497,31 @@ class TokenBucket:
 
     size: int
     policy: str  # its name in headers
-    _buckets: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
+    _buckets: OrderedDict[object, tuple[float, float, float]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, key: object, now: float) -> Limit:
         """Take one permission from a key's bucket, if there is one; `now` is monotonic seconds."""
         refill = self.size / MINUTE
         with self._lock:
-            left, since = self._buckets.pop(key, (float(self.size), now))
+            left, since, told = self._buckets.pop(key, (float(self.size), now, -math.inf))
             left = min(self.size, left + (now - since) * refill)
             allowed = left >= 1 - 1e-9
+            first = not allowed and now - told >= MINUTE
             left -= allowed
-            self._buckets[key] = (left, now)
+            self._buckets[key] = (left, now, now if first else told)
             if len(self._buckets) > BUCKETS:
                 self._buckets.popitem(last=False)
         remaining = int(left + 1e-9)
         next_in = math.ceil((remaining + 1 - left) / refill - 1e-6)
-        return Limit(self.policy, allowed, self.size, remaining, max(next_in, 1))
+        return Limit(self.policy, allowed, self.size, remaining, max(next_in, 1), first)
 
     def emptiest(self, count: int, now: float) -> list[tuple[Any, int]]:
         """Return keys and what remains in their buckets, the least first; those that are full are left out."""
         refill = self.size / MINUTE
         with self._lock:
             buckets = list(self._buckets.items())
-        filled: list[tuple[float, Any]] = [(left + (now - since) * refill + 1e-9, key) for key, (left, since) in buckets]
+        filled: list[tuple[float, Any]] = [(left + (now - since) * refill + 1e-9, key) for key, (left, since, _) in buckets]
         return [(key, int(left)) for left, key in heapq.nsmallest(count, filled) if left < self.size]
 
 
@@ -2669,6 +2671,8 @@ class AuditLog:
         self.grouped = grouped
         self.failures = 0  # times that it could not be written
         self.lost = 0  # rows
+        self.omitted = 0  # rows
+        self._told_at = -math.inf
         self._retry_at = -math.inf  # beyond all times while nothing fails
         self._db = open_database(path, "audit")
         self._lock = threading.Lock()
@@ -2681,6 +2685,16 @@ class AuditLog:
             self._waiting.append(audit)
         if not self.grouped:
             self.commit(now)
+
+    def omit(self, now: float) -> None:
+        """Count a row that is not worth one, or strangers would fill the disk; say so once a minute."""
+        with self._lock:
+            self.omitted += 1
+            if now - self._told_at >= MINUTE:
+                self._told_at = now
+                log.info(
+                    "over the limit of their address, without a valid token, not audited so far: %d requests", self.omitted
+                )
 
     def commit(self, now: float) -> None:
         """Write the rows taken; while that fails, try once a second and raise nothing: a failing audit breaks no answer."""
@@ -3215,11 +3229,12 @@ def desk_metrics(readers: Readers) -> list[Metric]:
 
 def audit_metrics(audit: AuditLog) -> list[Metric]:
     """Return how the audit log fares."""
-    failures, waiting, lost = single(audit.failures), single(audit.waiting), single(audit.lost)
+    failures, waiting, lost, omitted = map(single, (audit.failures, audit.waiting, audit.lost, audit.omitted))
     return [
         Metric("ticketapi_audit_failures_total", "counter", "Times that the audit log could not be written.", failures),
         Metric("ticketapi_audit_rows_waiting", "gauge", "Rows of the audit log not written yet.", waiting),
         Metric("ticketapi_audit_rows_lost_total", "counter", "Rows of the audit log given up.", lost),
+        Metric("ticketapi_audit_rows_omitted_total", "counter", "Refusals of strangers (429) that left no row.", omitted),
     ]
 
 
@@ -3777,9 +3792,12 @@ class AuditHook:
     Before: it notes the time and cleans up the path. After: it adds headers, counts the request and writes its audit row.
     """
 
-    def __init__(self, settings: Settings, audit: AuditLog, clock: Clock, traffic: Traffic) -> None:
-        """Take what the requests of one app share."""
+    def __init__(
+        self, settings: Settings, audit: AuditLog, clock: Clock, traffic: Traffic, admit: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Take what the requests of one app share, and what looks at the token of a request under /api."""
         self.settings = settings
+        self.admit = admit
         self.audit = audit
         self.traffic = traffic
         self.clock = clock
@@ -3794,14 +3812,16 @@ class AuditHook:
         path = environ["bottle.raw_path"].encode("latin-1").decode("utf-8", "replace")
         path = NOT_IN_A_PATH.sub("\ufffd", path)
         environ["PATH_INFO"] = path[:-1] if len(path) > 1 and path.endswith("/") else path
-        if environ["REQUEST_METHOD"] == "OPTIONS" and is_shared(environ["PATH_INFO"]):
-            self.answer_preflight(environ)
-
-    def answer_preflight(self, environ: dict[str, Any]) -> None:
-        """Allow what the preflight of an allowed origin asks for; any other OPTIONS request goes on to its route."""
         origin, method = environ.get("HTTP_ORIGIN", ""), environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", "")
-        if origin and method and "Access-Control-Allow-Origin" in self.cors.headers(origin):
-            environ["ticketapi.preflight"] = True
+        if environ["REQUEST_METHOD"] == "OPTIONS" and is_shared(environ["PATH_INFO"]) and origin and method:
+            self.answer_preflight(environ, origin, method)
+        elif is_api(environ["PATH_INFO"]):
+            self.admit(environ)
+
+    def answer_preflight(self, environ: dict[str, Any], origin: str, method: str) -> None:
+        """Allow what the preflight of an allowed origin asks for; that of another goes on to its route."""
+        environ["ticketapi.preflight"] = True
+        if "Access-Control-Allow-Origin" in self.cors.headers(origin):
             asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
             raise bottle.HTTPResponse(status=204, headers=self.cors.preflight(method, asked))
 
@@ -3821,7 +3841,11 @@ class AuditHook:
         seconds = tick - environ["ticketapi.tick"]
         self.traffic.count((route and route.name) or "none", status, environ["ticketapi.now"], seconds)
         if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
-            self.audit.record(audit_row(environ, status, tick), tick)
+            limit: Limit | None = environ.get("ticketapi.limit")
+            if limit and not limit.allowed and not limit.first and not environ["ticketapi.token"]:
+                self.audit.omit(tick)
+            else:
+                self.audit.record(audit_row(environ, status, tick), tick)
         if log.isEnabledFor(logging.DEBUG):
             client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
             log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, status)
@@ -3876,10 +3900,10 @@ class CatchErrors:
 
     _reported: dict[str, float] = field(default_factory=dict)
 
-    def apply(self, callback: Callable[..., bytes], route: bottle.Route) -> Callable[..., bytes]:
-        """Wrap a handler."""
+    def apply(self, callback: Callable[..., Any], route: bottle.Route | None = None) -> Callable[..., Any]:
+        """Wrap a handler, or a hook that runs before it."""
 
-        def caught(*args: Any, **kwargs: Any) -> bytes:
+        def caught(*args: Any, **kwargs: Any) -> Any:
             try:
                 return callback(*args, **kwargs)
             except bottle.HTTPResponse:
@@ -3962,33 +3986,40 @@ class Guard:
 
 
 class Authenticate(Guard):
-    """Finds the token of a request (RFC 6750)."""
+    """Finds the token of a request (RFC 6750). What comes under /api without a valid one draws from its address's bucket."""
 
     name = "authenticate"
 
     def __init__(self, readers: Readers) -> None:
-        """Take the connections; guesses are limited by address."""
+        """Take the connections."""
         self.readers = readers
-        self.guesses = TokenBucket(GUESSES_PER_MINUTE, "failed-authentication")
+        self.strangers = TokenBucket(STRANGERS_RATE, "address")
 
-    def check(self, environ: dict[str, Any], ability: str) -> None:
-        """Note the request's token, or raise 401, or 429 for an address that guesses too much."""
+    def identify(self, environ: dict[str, Any]) -> Token | None:
+        """Note the request's token, which is None for a missing and a wrong one, and return it."""
         scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        given = text.strip() if scheme.lower() == "bearer" else ""
-        now = environ["ticketapi.now"]
+        environ["ticketapi.given"] = given = text.strip() if scheme.lower() == "bearer" else ""
         reader = self.readers.get()
         reader.refresh()
-        token = authenticate_token(reader, given, now) if given else None
+        token = environ["ticketapi.token"] = authenticate_token(reader, given, environ["ticketapi.now"]) if given else None
         if token:
-            note_token_use(self.readers.path, token, now)
-            environ["ticketapi.token"] = token
+            note_token_use(self.readers.path, token, environ["ticketapi.now"])
+        return token
+
+    def admit(self, environ: dict[str, Any]) -> None:
+        """Identify a request under /api, whether or not it has a route; raise 429 for an address that has had its share."""
+        if self.identify(environ):
             return
-        limit = self.guesses.take(address_key(environ.get("REMOTE_ADDR", "")), environ["ticketapi.tick"])
+        limit = self.strangers.take(address_key(environ.get("REMOTE_ADDR", "")), environ["ticketapi.tick"])
         if not limit.allowed:
             environ["ticketapi.limit"] = limit
             raise bottle.HTTPError(429, "Too Many Attempts.")
-        challenge = 'Bearer error="invalid_token"' if given else "Bearer"
-        raise bottle.HTTPError(401, "Unauthenticated.", www_authenticate=challenge)
+
+    def check(self, environ: dict[str, Any], ability: str) -> None:
+        """Raise 401 for a request without a valid token."""
+        if not (environ["ticketapi.token"] if "ticketapi.token" in environ else self.identify(environ)):
+            challenge = 'Bearer error="invalid_token"' if environ["ticketapi.given"] else "Bearer"
+            raise bottle.HTTPError(401, "Unauthenticated.", www_authenticate=challenge)
 
 
 class Throttle(Guard):
@@ -4001,8 +4032,8 @@ class Throttle(Guard):
         self.buckets = TokenBucket(rate, "default") if rate else None
 
     def check(self, environ: dict[str, Any], ability: str) -> None:
-        """Raise 429 for a user whose bucket is empty."""
-        if self.buckets:
+        """Raise 429 for a user whose bucket is empty; what looks after the server, /metrics, draws nothing."""
+        if self.buckets and is_api(environ["PATH_INFO"]):
             limit = self.buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
             environ["ticketapi.limit"] = limit
             if not limit.allowed:
@@ -4291,13 +4322,13 @@ def make_app(
     app = bottle.Bottle()
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
-    hook = AuditHook(settings, audit, clock, traffic)
-    app.add_hook("before_request", hook.before)
+    authenticate, throttle, catch_errors = Authenticate(readers), Throttle(settings.rate), CatchErrors()
+    hook = AuditHook(settings, audit, clock, traffic, authenticate.admit)
+    app.add_hook("before_request", catch_errors.apply(hook.before))
     app.add_hook("after_request", hook.after)
-    authenticate, throttle = Authenticate(readers), Throttle(settings.rate)
-    for plugin in (CatchErrors(), authenticate, throttle, Authorize()):  # outermost first
+    for plugin in (catch_errors, authenticate, throttle, Authorize()):  # outermost first
         app.install(plugin)
-    limits, files = (throttle.buckets, authenticate.guesses), (load_page("dashboard.html"), load_page("docs.html"))
+    limits, files = (throttle.buckets, authenticate.strangers), (load_page("dashboard.html"), load_page("docs.html"))
     description, readiness = make_answer(describe_api()), Readiness(settings.db)
     shared = Shared(settings, readers, audit, traffic, schedule, *limits, readiness, description, *files)
     for rule, name, handler, ability, open_locally in ROUTES:

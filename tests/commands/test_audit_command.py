@@ -871,13 +871,14 @@ def test_requests_are_answered_and_audited_while_another_thread_prunes(api_with_
     assert len(api.audits()) == 10 + len(statuses)
 
 
-def test_a_server_prunes_what_is_older_and_audits_every_request_meanwhile(serve, log, path):
+def test_a_server_prunes_what_is_older_and_audits_every_request_meanwhile(serve, run, log, path):
     old = (PRUNE_STEPS + 1) * AUDIT_STEP  # two turns
     log(*(row(7200) for _ in range(old)), *(row(60, path="api/young") for _ in range(10)))
+    token = run("token", "create")[1].strip()
     served = serve("--audit-keep", "1h", "--generate-every", "0", "--process-every", "0")
     deadline = time.monotonic() + 30
     for number in count(1):
-        assert served.get(f"/api/nope/{number}").status == 404
+        assert served.get(f"/api/nope/{number}", token=token).status == 404
         if ids_in(path)[0] > old:
             break
         assert time.monotonic() < deadline

@@ -74,10 +74,10 @@ def test_a_burst_is_as_large_as_the_bucket(size):
 def test_thirty_a_minute_is_one_every_two_seconds():
     bucket = ticketapi.TokenBucket(30, "default")
     first = bucket.take("ann", 0.0)
-    assert first == ("default", True, 30, 29, 2)
+    assert first == ("default", True, 30, 29, 2, False)
     for _ in range(29):
         bucket.take("ann", 0.0)
-    assert bucket.take("ann", 0.0) == ("default", False, 30, 0, 2)
+    assert bucket.take("ann", 0.0) == ("default", False, 30, 0, 2, True)
     assert [bucket.take("ann", second).allowed for second in range(1, 9)] == [False, True] * 4
 
 

@@ -125,7 +125,7 @@ LIMITS = {
     "tokens.md": [
         f"holds {DEFAULTS.rate} requests",
         f"every {WORDS[60 // DEFAULTS.rate]} seconds",
-        f"a bucket of {ticketapi.GUESSES_PER_MINUTE} a minute",
+        f"a bucket of {ticketapi.STRANGERS_RATE} a minute",
         f"`tkt_` and {ticketapi.TOKEN_PATTERN.pattern[-3:-1]} letters",
         f"`{ticketapi.OPERATOR_EMAIL}`",
         f"the {ticketapi.AUDIT_LOOK:,} oldest rows",

@@ -32,7 +32,7 @@ def guessing_keys(addresses):
 
 def test_the_limiter_stays_under_25_mb_when_a_million_addresses_guess():
     """Tracing the memory takes half a minute."""
-    bucket = ticketapi.TokenBucket(ticketapi.GUESSES_PER_MINUTE, "failed-authentication")
+    bucket = ticketapi.TokenBucket(ticketapi.STRANGERS_RATE, "address")
     keys = list(guessing_keys(1_000_000))
     assert len(set(keys)) == 1_000_000
     tracemalloc.start()

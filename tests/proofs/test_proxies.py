@@ -204,7 +204,7 @@ def test_metrics_ask_the_clients_of_the_proxy_for_a_token(language, trust, serve
 def test_without_trust_links_lose_the_scheme_and_all_clients_are_the_proxy(language, serve, proxy, token, tmp_path):
     client = proxy(language, serve("--no-scheduler"))
     assert seen(client, token, tmp_path) == (f"http://{NAME}", PROXY)
-    wrong = [client.get("/api/stats", Authorization="Bearer wrong").status for _ in range(ticketapi.GUESSES_PER_MINUTE + 1)]
+    wrong = [client.get("/api/stats", Authorization="Bearer wrong").status for _ in range(ticketapi.STRANGERS_RATE + 1)]
     assert wrong[-1] == 429
     client.address = "127.0.0.3"  # another client, and yet shut out
     assert client.get("/api/stats", Authorization="Bearer wrong").status == 429
