@@ -208,8 +208,9 @@ FROM tickets;
 
 -- One row for every request under /api. user_id and token_id refer to the desk's file, or are NULL for a request without a
 -- valid token; route_name is NULL where no route matched; query and request_body are JSON objects, secrets redacted.
+-- AUTOINCREMENT: the id of a pruned row is never given out again, cursors refer to it.
 CREATE TABLE api_audits (
-    id           INTEGER PRIMARY KEY,
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
     user_id      INTEGER,
     token_id     INTEGER,
     method       TEXT    NOT NULL,
@@ -223,3 +224,31 @@ CREATE TABLE api_audits (
     request_body TEXT,
     created_at   TEXT    NOT NULL CHECK (length(created_at) = 27)
 ) STRICT;
+
+-- part: audit 1 to 2
+
+-- Version 2 gives no id twice. Ids of version 1 began anew when the log was pruned to its end.
+ALTER TABLE api_audits RENAME TO api_audits_1;
+
+CREATE TABLE api_audits (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id      INTEGER,
+    token_id     INTEGER,
+    method       TEXT    NOT NULL,
+    path         TEXT    NOT NULL,
+    route_name   TEXT,
+    status_code  INTEGER NOT NULL,
+    ip_address   TEXT    NOT NULL,
+    user_agent   TEXT,
+    duration_ms  INTEGER NOT NULL CHECK (duration_ms >= 0),
+    query        TEXT,
+    request_body TEXT,
+    created_at   TEXT    NOT NULL CHECK (length(created_at) = 27)
+) STRICT;
+
+INSERT INTO api_audits
+SELECT *
+FROM api_audits_1
+ORDER BY id;
+
+DROP TABLE api_audits_1;

@@ -92,7 +92,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
@@ -415,7 +415,7 @@ class Kind(NamedTuple):
     writer: Profile
 
 
-KINDS = {"desk": Kind(0x544B5444, 3, WRITER), "audit": Kind(0x544B5441, 1, LOG_WRITER)}
+KINDS = {"desk": Kind(0x544B5444, 3, WRITER), "audit": Kind(0x544B5441, 2, LOG_WRITER)}
 
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
@@ -459,8 +459,9 @@ def explained(path: Path) -> Iterator[None]:
 __loader__: Any  # what has loaded this module, from a folder or a zip archive
 
 
+@cache
 def read_resource(name: str) -> str:
-    """Return the text of a file shipped beside this module.
+    """Return the text of a file shipped beside this module, kept: the file may be replaced while a server runs.
 
     Asked of the module's own loader: pkgutil and importlib.resources would load a script a second time to find its files.
     """
@@ -488,10 +489,17 @@ def create_private_file(path: Path) -> None:
     os.close(handle)
 
 
+def follow_link(path: Path) -> Path:
+    """Return where a symbolic link leads, or the path itself: what lies beside a desk lies beside the file, not the link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
 def check_path(path: Path) -> None:
     """Refuse a path that cannot name a database file."""
     if os.path.isdir(path):
         raise TicketApiError(f"{path} is a directory; --db names a file, such as {path / 'ticketapi.db'}")
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe might wait for ever
+        raise TicketApiError(f"{path} is no ordinary file, but a device, a pipe or a socket; choose another --db")
     if not os.path.isdir(path.parent):
         raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
 
@@ -503,9 +511,13 @@ def require_database(path: Path) -> None:
         raise TicketApiError(f"there is no desk at {path}; --db names its file")
 
 
+SIDECARS = ("-wal", "-shm", "-journal")
+
+
 def sidecars(path: Path) -> list[Path]:
     """Return the files that SQLite puts beside a database while it is in use."""
-    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
+    real = follow_link(path)
+    return [real.with_name(real.name + suffix) for suffix in SIDECARS]
 
 
 def is_disk_full(path: Path) -> bool:
@@ -553,31 +565,90 @@ def temporary_file(path: Path) -> Iterator[Path]:
             file.unlink(missing_ok=True)
 
 
-def lock_desk(path: Path) -> int:
-    """Take the right to serve a desk and return the lock's file descriptor; it ends with the process.
+# Who has a file -----------------------------------------------------------------------------------
 
-    The lock is flock(2) on a file beside the desk: on the desk itself it could end SQLite's own POSIX locks.
+
+HELD: dict[tuple[int, int], int] = {}  # by device and inode: this process's one descriptor of each file, never closed
+
+
+def hold_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Return this process's descriptor of a file, kept until it ends; nothing else may open or close the file.
+
+    SQLite's locks are POSIX locks, which belong to process and inode: to close any other descriptor of the file ends them all,
+    and a commit that was acknowledged is lost (https://sqlite.org/howtocorrupt.html, section 2.2).
     """
-    real = path.resolve()
-    handle = os.open(real.with_name(real.name + "-lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    check_path(path)
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        if (found.st_dev, found.st_ino) in HELD:
+            return HELD[found.st_dev, found.st_ino]
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    opened = os.fstat(handle)
+    return HELD.setdefault((opened.st_dev, opened.st_ino), handle)
+
+
+def lock_file(handle: int, operation: int) -> bool:
+    """Try to take a flock(2) for a second: others take it for a moment to see whether it is taken."""
+    for _ in range(50):
+        with suppress(OSError):
+            fcntl.flock(handle, operation | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def lock_path(path: Path) -> Path:
+    """Return the file beside a desk on which its server has a flock(2)."""
+    real = follow_link(path)
+    return real.with_name(real.name + "-lock")
+
+
+def lock_desk(path: Path) -> None:
+    """Take the right to serve a desk, which is made when it is not there, until the process ends. Raises TicketApiError.
+
+    The lock stands beside the desk, where every version looks for it, and on Linux on its inode too: a hard link or a bind
+    mount is another name with another WAL. Elsewhere flock(2) on the desk itself would meet SQLite's locks.
+    """
+    check_path(path)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_file(hold_file(lock_path(path), os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX):
+            raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db")
+        create_private_file(path)
+        if sys.platform == "linux" and not lock_file(hold_file(path), fcntl.LOCK_EX):
+            raise TicketApiError(IN_USE.format(path=path))
     except OSError as error:
-        os.close(handle)
-        raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db") from error
-    return handle
+        raise TicketApiError(f"cannot open {error.filename}: {error.strerror}; check the permissions") from error
+
+
+IN_USE = "{path} is in use under another name, a hard link or a bind mount; use that name, or stop the other program"
 
 
 def is_served(path: Path) -> bool:
-    """Tell whether a server has the lock of a desk; it may have no connection open."""
-    real = Path(os.path.realpath(path))
-    if not os.path.exists(real.with_name(real.name + "-lock")):
+    """Tell whether another process serves a desk; it may have no connection open."""
+    try:
+        found = lock_path(path).stat()
+        handle = os.open(lock_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return False
     try:
-        os.close(lock_desk(path))
-    except TicketApiError:
-        return True
-    return False
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return (found.st_dev, found.st_ino) not in HELD
+    finally:
+        os.close(handle)
+
+
+def enter_desk(path: Path) -> None:
+    """Refuse a desk that another program uses under another name; where it has several, no other may use it until we end."""
+    if sys.platform != "linux" or not os.access(path, os.R_OK) or not path.is_file() or is_served(path):
+        return
+    handle = hold_file(path)
+    has_links = os.fstat(handle).st_nlink > 1
+    if not lock_file(handle, fcntl.LOCK_EX if has_links else fcntl.LOCK_SH) and not is_served(path):
+        raise TicketApiError(IN_USE.format(path=path))
+    if not has_links:
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 # What a file is, before SQLite may change it ------------------------------------------------------
@@ -586,11 +657,9 @@ def is_served(path: Path) -> bool:
 def read_header(path: Path) -> tuple[int, int, bool]:
     """Return application_id, user_version and whether there are tables, from the bytes of a file, its WAL left aside.
 
-    https://sqlite.org/fileformat.html, sections 1.3 and 1.6. Only for a file that this process has no connection to:
-    closing it ends all locks that the process holds on it. Raises sqlite3.DatabaseError when it is no database.
+    https://sqlite.org/fileformat.html, sections 1.3 and 1.6. Raises sqlite3.DatabaseError when it is no database.
     """
-    with path.open("rb") as file:
-        header = file.read(108)
+    header = os.pread(hold_file(path), 108, 0)
     if not header:
         return 0, 0, False
     if len(header) < 108 or not header.startswith(b"SQLite format 3\0"):
@@ -642,9 +711,8 @@ def check_length(path: Path) -> None:
 
     https://sqlite.org/fileformat.html, sections 1.3.2, 1.3.7 and 1.3.8.
     """
-    with path.open("rb") as file:
-        header = file.read(100)
-        size = os.fstat(file.fileno()).st_size
+    handle = hold_file(path)
+    header, size = os.pread(handle, 100, 0), os.fstat(handle).st_size
     pages = int.from_bytes(header[28:32], "big") if header[24:28] == header[92:96] else 0
     wanted = pages * (int.from_bytes(header[16:18], "big") if header[16:18] != b"\0\1" else 65_536)
     wal = sidecars(path)[0]
@@ -678,6 +746,8 @@ def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
 
 def connect(path: Path, profile: Profile = WRITER) -> sqlite3.Connection:
     """Open a connection for a purpose; transactions begin where the code says so."""
+    with suppress(OSError):  # SQLite says better what is wrong
+        hold_file(path)
     uri = f"{path.absolute().as_uri()}?{profile.mode}"
     db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
     try:
@@ -736,7 +806,10 @@ def open_database(path: Path, kind: str) -> sqlite3.Connection:
     check_path(path)
     create_private_file(path)
     try:
-        check_identity(path, kind)
+        found = check_identity(path, kind)
+        desk = path.with_name(path.stem.removesuffix("-audit") + path.suffix) if kind == "audit" else path
+        if 0 < found < KINDS[kind].version and is_served(desk):
+            raise TicketApiError(f"{path} is served by an older ticketapi; stop it, and this one will upgrade the file")
         check_length(path)
         if not os.access(path, os.W_OK):  # SQLite would go on and only read
             raise sqlite3.OperationalError("readonly")
@@ -755,15 +828,30 @@ def open_database(path: Path, kind: str) -> sqlite3.Connection:
     return db
 
 
+def open_to_serve(path: Path) -> sqlite3.Connection:
+    """Open a desk with the right to serve it; of a file that is refused nothing stays beside it."""
+    is_new = not lock_path(path).exists()
+    lock_desk(path)
+    try:
+        return open_database(path, "desk")
+    except BaseException:
+        if is_new:
+            lock_path(path).unlink()
+        raise
+
+
 def open_to_inspect(path: Path, profile: Profile = INSPECTOR) -> sqlite3.Connection:
     """Open a file that is there to read it as it stands: nothing is created, upgraded or moved from its WAL into it.
 
     SQLite reads a file in WAL mode by way of a WAL and a -shm file; only a connection that could write takes them away again,
     but it would also write back what a killed program left in the WAL.
     """
-    wal = sidecars(Path(os.path.realpath(path)))[0]
-    left = os.path.exists(wal) and wal.stat().st_size
-    return connect(path, profile._replace(mode="mode=ro") if left else profile)
+    wal = sidecars(path)[0]
+    if os.path.exists(wal) and wal.stat().st_size:
+        profile = profile._replace(mode="mode=ro")
+    elif os.statvfs(path).f_flag & os.ST_RDONLY:  # where SQLite can make no -shm, and nobody can write
+        profile = profile._replace(mode="immutable=1")
+    return connect(path, profile)
 
 
 def open_read_only(path: Path, kind: str, views: bool = False) -> sqlite3.Connection | None:
@@ -961,9 +1049,10 @@ def list_customers(db: sqlite3.Connection, limit: int, offset: int) -> list[sqli
     sql = """
         SELECT id, name, email, tickets_count, created_at
         FROM users
+        WHERE id < :owners
         ORDER BY tickets_count DESC, id
         LIMIT :limit OFFSET :offset"""
-    return fetch_all(db, sql, limit=limit, offset=offset)
+    return fetch_all(db, sql, limit=limit, offset=offset, owners=FIRST_OWNER_ID)
 
 
 def find_last_user_id(db: sqlite3.Connection, below: int) -> int | None:
@@ -1206,6 +1295,35 @@ def list_misnamed_tickets(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
         FROM tickets
         CROSS JOIN users ON users.id = user_id
         WHERE user_name <> name OR user_email <> email"""
+    return execute(db, sql)
+
+
+def list_customers_after_gaps(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield the ids of customers before whom another is missing: they are numbered from 1."""
+    sql = """
+        SELECT id
+        FROM users
+        WHERE id > 1 AND id < :owners AND NOT EXISTS (SELECT 1 FROM users AS others WHERE others.id = users.id - 1)"""
+    return execute(db, sql, owners=FIRST_OWNER_ID)
+
+
+def list_arrivals_out_of_order(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield the ids of tickets that came earlier than the one with the id before."""
+    sql = """
+        SELECT tickets.id
+        FROM tickets
+        CROSS JOIN tickets AS others ON others.id = tickets.id - 1
+        WHERE tickets.created_at < others.created_at"""
+    return execute(db, sql)
+
+
+def list_closings_out_of_order(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield the ids of tickets that were closed earlier than the one with the number before, or than they came."""
+    sql = """
+        SELECT tickets.id
+        FROM tickets
+        LEFT JOIN tickets AS others ON others.closed_number = tickets.closed_number - 1
+        WHERE tickets.closed_at < others.closed_at OR tickets.closed_at < tickets.created_at"""
     return execute(db, sql)
 
 
@@ -2657,6 +2775,10 @@ def parse_form(text: str) -> dict[str, Any]:
     return {"truncated": dict(fields)}
 
 
+# What one row can be at fault for; all else lies with the file.
+ROW_FAULTS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, OverflowError, ValueError)
+
+
 class AuditLog:
     """The audit log's file: one connection that all threads share under a lock.
 
@@ -2705,11 +2827,14 @@ class AuditLog:
     def _write(self, now: float) -> None:
         """Write what waits, or leave it for later."""
         try:
-            with transaction(self._db):
-                insert_audits(self._db, self._waiting)
-        except sqlite3.IntegrityError as error:  # a row that can never be written must not hold up the others
-            self.failures += 1
-            self._lose(len(self._waiting), str(error))
+            try:
+                with transaction(self._db):
+                    insert_audits(self._db, self._waiting)
+            except ROW_FAULTS as error:  # a row that can never be written must not hold up the others, nor take them with it
+                with transaction(self._db):
+                    lost = len(self._waiting) - sum(map(self._is_written, self._waiting))
+                self.failures += 1
+                self._lose(lost, str(error))
         except SQLITE_FAILURES as error:
             self._postpone(error, now)
         else:
@@ -2719,6 +2844,13 @@ class AuditLog:
                 set_busy_timeout(self._db, AUDIT_WAIT_MS)
                 log.info("the audit log is written again: %s", self.path)
 
+    def _is_written(self, row: Mapping[str, Any]) -> bool:
+        """Write one row of a group that failed; tell whether that was possible."""
+        with suppress(*ROW_FAULTS):
+            insert_audits(self._db, [row])
+            return True
+        return False
+
     def _postpone(self, error: Exception, now: float) -> None:
         """Keep the rows for another try in a second, without waiting for locks; beyond the bound the oldest are lost."""
         self.failures += 1
@@ -2727,12 +2859,13 @@ class AuditLog:
             with suppress(sqlite3.Error):
                 set_busy_timeout(self._db, 0)
         self._retry_at = now + 1
-        self._lose(len(self._waiting) - MAX_WAITING_AUDITS, "too many wait")
+        excess = max(0, len(self._waiting) - MAX_WAITING_AUDITS)
+        del self._waiting[:excess]
+        self._lose(excess, "too many wait")
 
     def _lose(self, rows: int, reason: str) -> None:
-        """Give up the oldest rows, if there are any to give up, and log it."""
-        if rows > 0:
-            del self._waiting[:rows]
+        """Count rows that are given up, if there are any, and log it."""
+        if rows:
             self.lost += rows
             log.error("audit rows lost, %d so far: %s: %s", self.lost, self.path, reason)
 
@@ -2815,7 +2948,6 @@ def follow_audits(db: sqlite3.Connection, wanted: AuditFilter, limit: int) -> It
         last = page[-1]["id"] - 1
     while True:
         newest = find_last_audit_id(db, MAX_ID) or 0
-        last = last if last <= newest else 0  # every row was pruned, and ids have begun anew
         while last < newest:
             page, last = step_forward(db, wanted, last, newest, AUDIT_PAGE)
             if page:
@@ -3262,9 +3394,9 @@ def wal_metrics(settings: Settings) -> list[Metric]:
     """Return how long the write-ahead logs of both files are."""
     samples: list[tuple[str, dict[str, str], float]] = []
     for kind, path in (("desk", settings.db), ("audit", settings.audit_db)):
-        wal, size = sidecars(Path(os.path.realpath(path)))[0], 0
+        size = 0
         with suppress(OSError):
-            size = wal.stat().st_size
+            size = sidecars(path)[0].stat().st_size
         samples.append(("", {"file": kind}, size))
     return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
 
@@ -3362,14 +3494,13 @@ def package_version(name: str) -> str | None:
 
 def check_modes(path: Path) -> list[Finding]:
     """Check that nobody else can read or write a file and what SQLite has put beside it."""
-    real = Path(os.path.realpath(path))
     wrong = []
-    for file, name in zip((real, *sidecars(real)), (path, *sidecars(path)), strict=True):
+    for file in (path, *sidecars(path)):
         with suppress(FileNotFoundError):
             mode = file.stat().st_mode & 0o777
             if mode & 0o077:
                 fix = f"run chmod 600 {shlex.quote(str(file))}"
-                wrong.append(Finding(WRONG, str(name), "mode", f"{mode:04o} lets other users at it; {fix}"))
+                wrong.append(Finding(WRONG, str(file), "mode", f"{mode:04o} lets other users at it; {fix}"))
     return wrong or [Finding(OK, str(path), "mode")]
 
 
@@ -3478,6 +3609,15 @@ def hour_problems(db: sqlite3.Connection) -> list[str]:
     return first_problem([(hour,) for hour in sorted(wrong)], "the counters of the hour {0} differ from its tickets", "hour")
 
 
+def order_problems(db: sqlite3.Connection) -> list[str]:
+    """Return where customers are missing and times do not grow, which pages and `opened_last_hour` rely on."""
+    with snapshot(db):
+        problems = first_problem(list_customers_after_gaps(db), "the customer before {0} is missing", "gap")
+        came = first_problem(list_arrivals_out_of_order(db), "ticket {0} came before the one with the lower id", "ticket")
+        closed = first_problem(list_closings_out_of_order(db), "ticket {0} was closed too early", "ticket")
+    return problems + came + closed
+
+
 def counter_problems(db: sqlite3.Connection) -> list[str]:
     """Return how the counters and the numbers of the lists differ from the rows, in one state of the desk."""
     with snapshot(db):
@@ -3527,6 +3667,7 @@ def checks_of(db: sqlite3.Connection, kind: str, current: bool) -> Iterator[tupl
         yield "references", WRONG, RESTORE, partial(reference_problems, db, 3)
     if kind == "desk" and current:
         yield "counters", WRONG, REPAIR, partial(counter_problems, db)
+        yield "order", WRONG, RESTORE, partial(order_problems, db)
 
 
 def check_everything(settings: Settings) -> list[Finding]:
@@ -3618,9 +3759,8 @@ def plan_backups(settings: Settings, destination: str) -> list[Backup]:
 def refuse_own_files(settings: Settings, destination: Path) -> None:
     """Refuse the desk, its audit log and what SQLite puts beside them, by whatever name, there already or not."""
     for base in (settings.db, settings.audit_db):
-        real = Path(os.path.realpath(base))
-        for file in (real, *sidecars(real), real.with_name(real.name + "-lock")):
-            same = os.path.realpath(destination) == str(file)
+        for file in (base, *sidecars(base), lock_path(base)):
+            same = os.path.realpath(destination) == os.path.realpath(file)
             if same or (os.path.exists(file) and os.path.exists(destination) and os.path.samefile(file, destination)):
                 raise TicketApiError(f"{destination} belongs to the desk itself; choose another DEST")
 
@@ -3639,7 +3779,7 @@ def check_destination(destination: Path, force: bool) -> None:
         raise TicketApiError(f"{destination} exists; choose another DEST, or replace it with --force")
     if is_served(destination):
         raise TicketApiError(f"{destination} is the desk of a server that runs; stop it, or choose another DEST")
-    for file in sidecars(destination):
+    for file in (destination.with_name(destination.name + suffix) for suffix in SIDECARS):
         if os.path.lexists(file):
             raise TicketApiError(f"{file} shows that {destination} is or was in use; move both away, or choose another DEST")
 
@@ -5980,8 +6120,7 @@ def command_serve(settings: Settings) -> int:
     if bottle is None or importlib.util.find_spec("waitress") is None:
         raise TicketApiError("serve needs the packages bottle and waitress: pip install bottle waitress, or use the .pyz")
     configure_log(settings.log_level)
-    with closing(open_database(settings.db, "desk")) as db:
-        lock_desk(settings.db)
+    with closing(open_to_serve(settings.db)) as db:
         sockets = inherited_sockets(os.environ) or [bind_socket(settings.host, settings.port)]
         url = socket_url(sockets[0])
         if settings.demo:
@@ -6097,6 +6236,9 @@ def run_command(argv: Sequence[str] | None) -> int:
         print(args.parser.format_help(), end="", file=sys.stderr)
         return UsageError.exit_code
     settings = resolve_settings(args, os.environ)
+    settings = replace(settings, db=follow_link(settings.db))
+    if args.words != "serve":
+        enter_desk(settings.db)
     more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
     try:
         return RUN[args.words](settings, **more)

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -139,6 +139,18 @@ def close_out_of_order(db, ids, now):
         ticketapi.close_in_order(db, tickets, [now] * len(ids))
 
 
+@contextmanager
+def elsewhere_locked(desk):
+    """Let another process have the lock of a desk, as a server of any version has."""
+    take = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
+    script = f"{take}; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, f"{desk}-lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
 def wait_for(condition, seconds=15):
     """Return the first true answer of a condition; fail when it does not come in time."""
     end = time.monotonic() + seconds
@@ -195,6 +207,14 @@ def browser():
         chromium = driver.chromium.launch(executable_path=program, args=arguments)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(autouse=True)
+def descriptors():
+    """Close, after a test, the descriptors that a process keeps until its end: a thousand tests would need too many."""
+    yield
+    while ticketapi.HELD:
+        os.close(ticketapi.HELD.popitem()[1])
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ OPENER = """
 import os, signal, sqlite3, sys, ticketapi
 from functools import partial
 from pathlib import Path
-_, path, before, steps = sys.argv
+_, path, before, steps, kind = sys.argv
+
+WORDS = ("tickets", "audits", "user_version =")
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -33,7 +35,7 @@ class Deadly(sqlite3.Connection):
     left = int(before)
 
     def execute(self, sql, *values):
-        if sql.lstrip("\\n").startswith("--") or "tickets" in sql or "user_version =" in sql or sql == "COMMIT":
+        if sql.lstrip("\\n").startswith("--") or sql == "COMMIT" or any(word in sql for word in WORDS):
             Deadly.left -= 1
             if Deadly.left == 0:
                 die()
@@ -46,7 +48,7 @@ ticketapi.configure_log("info")
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    ticketapi.open_database(Path(path), "desk").close()
+    ticketapi.open_database(Path(path), kind).close()
     print("opened")
 except ticketapi.TicketApiError as error:
     print(error)
@@ -69,9 +71,9 @@ def version(path):
     return ask(path, "PRAGMA user_version")[0][0]
 
 
-def start_opener(path, before=0, steps=0, **more):
+def start_opener(path, before=0, steps=0, kind="desk", **more):
     """Start a process that opens a desk once it gets a line."""
-    command = [sys.executable, "-c", OPENER, str(path), str(before), str(steps)]
+    command = [sys.executable, "-c", OPENER, str(path), str(before), str(steps), kind]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, **pipes, **more)
     assert process.stdout.readline() == "ready\n"

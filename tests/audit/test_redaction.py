@@ -406,14 +406,18 @@ def test_grouped_rows_wait_for_their_commit_and_come_in_their_order(desk):
     assert paths == ["api/0", "api/1", "api/2"]
 
 
-def test_grouped_rows_that_cannot_be_written_are_all_counted_and_not_tried_again(desk, caplog):
+@pytest.mark.parametrize("wrong", [{"method": None}, {"duration_ms": 2**63}, {"path": "\ud800"}, {"created_at": "today"}])
+@pytest.mark.parametrize("places", [[0], [1], [2], [0, 1], [0, 2], [0, 1, 2]])
+def test_a_row_of_a_group_that_cannot_be_written_takes_no_other_with_it(desk, caplog, wrong, places):
     with closing(ticketapi.AuditLog(desk, grouped=True)) as audit:
-        for method in ("GET", None):
-            audit.record(audit_row(method=method), 0.0)
+        for number in range(3):
+            audit.record(audit_row(user_id=number, **(wrong if number in places else {})), 0.0)
         audit.commit(0.0)
-        assert audit.lost + count_audits(desk) == 2
-        audit.record(audit_row(), 0.0)
-        lost = audit.lost
+        audit.record(audit_row(user_id=3), 0.0)
         audit.commit(0.0)
-        assert audit.lost == lost
-    assert f"audit rows lost, {lost} so far" in caplog.text
+        assert audit.lost == len(places)
+    with closing(ticketapi.connect(desk)) as other:
+        kept = [user_id for (user_id,) in other.execute("SELECT user_id FROM api_audits ORDER BY id")]
+    assert kept == [number for number in range(4) if number not in places]
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"audit rows lost, {len(places)} so far: {desk}: ")

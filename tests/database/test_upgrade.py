@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
-from conftest import NOON, SECOND, WITHOUT_PRIVILEGES
+from conftest import NOON, ROOT, SECOND, WITHOUT_PRIVILEGES, elsewhere_locked
 from old_desks import TICKETS, make_old
 from upgrades import CURRENT, KEPT, ask, assert_untouched, assert_upgraded, kept, start_opener, upgrade, version
 
@@ -166,12 +166,87 @@ def test_the_file_keeps_its_mode(old, mode):
     assert old.stat().st_mode & 0o777 == mode
 
 
-def test_an_audit_log_of_version_1_is_current_and_left_as_it_is(desk):
-    with closing(ticketapi.open_database(desk, "audit")) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 1
-    before = desk.read_bytes()
-    ticketapi.AuditLog(desk).close()
-    assert desk.read_bytes() == before
+# The audit log -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_log(desk):
+    """The path of an audit log as version 1 made it, with four rows, the first two of which are pruned."""
+    path = ticketapi.Settings(db=desk).audit_db
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(f"PRAGMA journal_mode = WAL; {(ROOT / 'tests/schema-audit-1.sql').read_text()}")
+        values = "NULL, NULL, 'GET', 'api/nope', NULL, 404, '127.0.0.1', NULL, 0, '{}', NULL, '2025-12-04T12:00:00.000000Z'"
+        db.executescript(f"{f'INSERT INTO api_audits VALUES (NULL, {values});' * 4} DELETE FROM api_audits WHERE id < 3")
+        db.executescript("PRAGMA application_id = 0x544B5441; PRAGMA user_version = 1")
+    return path
+
+
+def test_a_log_of_version_1_keeps_its_rows_and_gives_no_id_twice_from_now_on(old_log, tmp_path):
+    before = ask(old_log, "SELECT * FROM api_audits ORDER BY id")
+    with closing(ticketapi.open_database(old_log, "audit")) as db:
+        assert ask(old_log, "SELECT * FROM api_audits ORDER BY id") == before != []
+        ticketapi.prune_audits(db, "9999", 100)
+        ticketapi.insert_audits(db, [dict(zip(COLUMNS, before[0][1:], strict=True))])
+    assert ask(old_log, "SELECT id FROM api_audits") == [(5,)]
+    ticketapi.open_database(tmp_path / "new.db", "audit").close()
+    assert schema(old_log) == schema(tmp_path / "new.db")
+    assert version(old_log) == 2
+
+
+COLUMNS = (
+    "user_id", "token_id", "method", "path", "route_name", "status_code",
+    "ip_address", "user_agent", "duration_ms", "query", "request_body", "created_at",
+)  # fmt: skip
+
+
+def test_a_log_of_version_1_can_be_read_as_it_is(run, old_log, desk):
+    assert "api/nope" in run("audit", "--db", desk)[1]
+    assert version(old_log) == 1
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_log_whose_upgrade_was_killed_is_as_it_was(old_log, step):
+    before = ask(old_log, "SELECT * FROM api_audits ORDER BY id")
+    opener = start_opener(old_log, step, kind="audit")
+    opener.communicate("go\n")
+    assert opener.returncode == -signal.SIGKILL
+    assert version(old_log) == 1
+    ticketapi.AuditLog(old_log).close()
+    assert (version(old_log), ask(old_log, "SELECT * FROM api_audits ORDER BY id")) == (2, before)
+
+
+# Beside a server of an older version --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["generate", "process", "token create", "token list", "token prune", "token revoke 1"])
+def test_what_is_served_is_not_upgraded(run, old, old_version, command):
+    with elsewhere_locked(old):
+        code, out, err = run(*command.split(), "--db", old)
+        assert (code, out) == (1, "")
+        assert err == f"ticketapi: {old} is served by an older ticketapi; stop it, and this one will upgrade the file\n"
+        assert version(old) == old_version
+    assert run("token", "list", "--db", old)[0] == 0
+    assert version(old) == CURRENT
+
+
+def test_a_log_that_is_served_is_not_upgraded(run, old_log, desk):
+    upgrade(desk)
+    with elsewhere_locked(desk):
+        code, _, err = run("audit", "prune", "--older-than", "1d", "--db", desk)
+        assert (code, "is served by an older ticketapi" in err, version(old_log)) == (1, True, 1)
+    assert run("audit", "prune", "--older-than", "1d", "--db", desk)[:2] == (0, "Pruned 2 audits\n")
+
+
+def test_a_second_server_sees_the_first_before_it_upgrades_anything(old, old_version):
+    with elsewhere_locked(old):
+        command = [*PROGRAM, "serve", "--port", "0", "--db", old]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert (done.returncode, "another serve is running on" in done.stderr, version(old)) == (1, True, old_version)
+
+
+def test_a_server_upgrades_what_it_serves(serve, old):
+    assert serve("--db", old).get("/ready").status == 200
+    assert version(old) == CURRENT
 
 
 def test_a_desk_of_version_4_is_refused_and_stays_as_it_was(old):

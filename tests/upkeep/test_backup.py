@@ -126,7 +126,7 @@ def test_the_audit_log_is_copied_to_where_a_desk_of_that_name_would_have_it(back
     (tmp_path / "folder").mkdir()
     code, out, _ = backup("folder/monday.sqlite", "--audit")
     assert code == 0
-    assert "Backed up desk-audit.db to folder/monday-audit.sqlite: 3 requests, 8.2 kB, verified\n" in out
+    assert "Backed up desk-audit.db to folder/monday-audit.sqlite: 3 requests, 12.3 kB, verified\n" in out
     assert rows(tmp_path / "folder" / "monday-audit.sqlite") == rows(tmp_path / "desk-audit.db")
 
 

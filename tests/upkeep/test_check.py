@@ -107,7 +107,8 @@ def test_every_check_of_a_sound_desk_is_a_line_that_says_ok(run, desk, tmp_path)
     lines = [line for line in out.splitlines() if line.startswith("ok     desk")]
     both = ("mode", "access", "schema: version {}", "tables", "extras", "integrity")
     expected = [
-        f"ok     desk.db: {check}".format(ticketapi.KINDS["desk"].version) for check in (*both, "references", "counters")
+        f"ok     desk.db: {check}".format(ticketapi.KINDS["desk"].version)
+        for check in (*both, "references", "counters", "order")
     ]
     expected += [f"ok     desk-audit.db: {check}".format(ticketapi.KINDS["audit"].version) for check in both]
     assert (code, lines, err) == (0, expected, "")
@@ -263,8 +264,27 @@ def test_numbers_are_closed_up_in_batches_and_in_their_order(desk):
         patch.setattr(ticketapi, "BATCH", 7)
         ticketapi.rebuild_counters(db)
     assert ask(desk, "SELECT id FROM tickets WHERE status = 2 ORDER BY closed_number") == order
-    findings = ticketapi.check_everything(ticketapi.Settings(db=desk))
-    assert wrong(findings) == {}
+    findings = wrong(ticketapi.check_everything(ticketapi.Settings(db=desk)))
+    assert findings == {("desk.db", "order"): "ticket 1 was closed too early (and 98 more tickets); restore a backup"}
+
+
+EARLY, LATE = "'2024-01-01T00:00:00.000000Z'", "'2035-01-01T00:00:00.000000Z'"
+OUT_OF_ORDER = {
+    f"UPDATE tickets SET created_at = {EARLY} WHERE id = 150": "ticket 150 came before the one with the lower id",
+    "UPDATE tickets SET closed_at = created_at WHERE id = 1": None,  # in one go, as version 1 did
+    f"UPDATE tickets SET closed_at = {EARLY} WHERE id = 1": "ticket 1 was closed too early",
+    f"UPDATE tickets SET closed_at = {EARLY} WHERE id IN (99, 100)": "ticket 99 was closed too early (and 1 more ticket)",
+    f"UPDATE tickets SET closed_at = {LATE} WHERE id = 99": "ticket 100 was closed too early",
+    "DELETE FROM users WHERE id = 5": "the customer before 6 is missing",
+    "DELETE FROM users WHERE id IN (1, 5, 6)": "the customer before 2 is missing (and 1 more gap)",
+}
+
+
+@pytest.mark.parametrize(("statement", "detail"), OUT_OF_ORDER.items())
+def test_times_that_do_not_grow_and_missing_customers_are_found(check, desk, statement, detail):
+    change(desk, statement)
+    details = {found.check: found.detail for found in check()[1] if found.level == "wrong"}
+    assert details.get("order") == (detail and f"{detail}; restore a backup")
 
 
 def test_a_sound_desk_has_nothing_to_repair(check, desk, tmp_path):
