@@ -98,6 +98,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, urlencode
 
+if sys.version_info < (3, 10):  # noqa: UP036  # or a traceback of a line below would be all that is said
+    raise SystemExit(f"ticketapi needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+
 __version__ = "1.4.0"
 
 
@@ -137,7 +140,7 @@ MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
 NEVER = -(10**18)  # a moment before all others
 MAX_ID = 2**63 - 1
 
-READ_TICKETS, READ_AUDITS, READ_METRICS = "read:tickets", "read:audits", "read:metrics"
+ABILITIES = READ_TICKETS, READ_AUDITS, READ_METRICS, _ = "read:tickets", "read:audits", "read:metrics", "*"
 FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
 
@@ -302,7 +305,7 @@ def read_number(text: str, lowest: int, highest: int) -> int:
     if number is None:
         raise ValueError(f"{text!r} is not a whole number")
     if not lowest <= number <= highest:
-        raise ValueError(f"{text!r} is out of range; give {lowest} to {highest}")
+        raise ValueError(f"{text!r} is out of range; give {lowest if lowest >= 0 else 1} to {highest}")
     return number
 
 
@@ -375,6 +378,7 @@ BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal wai
 OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
 PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class Profile(NamedTuple):
@@ -424,7 +428,11 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
     ("malformed", TicketApiError, "{path} is damaged ({error}); restore a backup"),
     ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
-    ("unable to open", TicketApiError, "cannot open {path}; check the permissions of the file and its directory"),
+    (
+        "unable to open",
+        TicketApiError,
+        "cannot open {path}; check permissions of the file and its directory, and ulimit -n",
+    ),
 )
 
 
@@ -467,7 +475,9 @@ def read_resource(name: str) -> str:
     """
     try:
         return str(__loader__.get_data(os.path.join(os.path.dirname(__file__), name)).decode())
-    except OSError:
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
         raise TicketApiError(f"{name} is missing beside ticketapi.py; install ticketapi again") from None
 
 
@@ -531,15 +541,16 @@ def is_disk_full(path: Path) -> bool:
 
 def probe_disk(path: Path) -> None:
     """Write and remove a small file beside another; raises OSError when the disk is full or cannot be written."""
-    probe = path.with_name(path.name + "-probe")
-    probe.unlink(missing_ok=True)  # what a kill left; in a directory that others may write to it could lead anywhere
-    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    probe = path.with_name(path.name + "-probe")  # several may be at it at once, and a kill may have left one
+    if probe.is_symlink():
+        probe.unlink(missing_ok=True)
+    handle = os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
         if os.write(handle, bytes(PROBE_BYTES)) < PROBE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(handle)
-        os.unlink(probe)
+        probe.unlink(missing_ok=True)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -4482,7 +4493,7 @@ def make_app(
 # ======================================================================================================================
 
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
-STOP_SECONDS = 9.0  # what requests in flight get to be answered when the server stops
+STOP_SECONDS = 8.0  # what requests in flight and the running job get, together, when the server stops: it ends within ten
 
 
 def run_due_jobs(jobs: Sequence[Job], now: int) -> None:
@@ -4588,11 +4599,11 @@ class Scheduler(Schedule):
         if self.jobs:
             self._thread.start()
 
-    def stop(self) -> None:
-        """Let the running job end and begin no other."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Let the running job end, for so long, and begin no other."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
+            self._thread.join(max(0.0, seconds))
 
     def _loop(self) -> None:
         """Look once a second, on the second, whether a job is due."""
@@ -4649,7 +4660,10 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     """Return the sockets that systemd hands over, none as a rule (sd_listen_fds(3))."""
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    sockets = [socket.socket(fileno=3 + i) for i in range(int(environ.get("LISTEN_FDS", "0")))]
+    try:
+        sockets = [socket.socket(fileno=3 + i) for i in range(read_number(environ.get("LISTEN_FDS", "0"), 0, 1000))]
+    except (ValueError, OSError) as error:
+        raise TicketApiError(f"LISTEN_FDS names sockets that cannot be used: {error}") from error
     for sock in sockets:
         sock.set_inheritable(False)
     local = {sock.family == socket.AF_UNIX for sock in sockets}
@@ -4663,8 +4677,9 @@ def raise_file_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
+        with suppress(ValueError, OSError):  # macOS refuses more than kern.maxfilesperproc
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
     return MAX_FILES if soft == resource.RLIM_INFINITY else soft
 
 
@@ -4889,6 +4904,8 @@ def channel_class() -> type:
 class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
+    deadline = math.inf  # monotonic seconds, once it stops
+
     def __init__(
         self,
         app: Any,
@@ -4996,15 +5013,15 @@ class Server:
         """Accept who is already waiting, answer what has arrived, close everything."""
         from waitress import wasyncore
 
+        self.deadline = time.monotonic() + STOP_SECONDS
         for listener in self._listeners:
             before = -1
             while before < (before := len(listener.active_channels)):  # until one more try accepts nobody
                 listener.handle_accept()
             wasyncore.dispatcher.close(listener)  # not listener.close(): that would end the trigger answers need
-        begin = time.monotonic()
-        while (passed := time.monotonic() - begin) < STOP_SECONDS:
+        while (left := self.deadline - time.monotonic()) > 0:
             self._turn(0.1)
-            if not any(is_busy(channel, passed) for channel in self._channels()):
+            if not any(is_busy(channel, STOP_SECONDS - left) for channel in self._channels()):
                 break
         self._listeners[0].task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(self._map)
@@ -5050,12 +5067,20 @@ def number_in(lowest: int, highest: int) -> Callable[[str], int]:
     return partial(read_number, lowest=lowest, highest=highest)
 
 
-def read_address(text: str) -> str:
-    """Read an IP address."""
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IP address, such as 127.0.0.1") from None
+def read_proxy(text: str) -> str:
+    """Read which proxy is believed."""
+    with suppress(ValueError):
+        return text if text == "unix" else str(ipaddress.ip_address(text))
+    raise ValueError(f"{text!r} is not the address of one proxy; write 127.0.0.1, or unix for the peer of a Unix socket")
+
+
+def read_ability(text: str) -> str:
+    """Read what a token may do."""
+    if text not in ABILITIES:
+        raise ValueError(
+            f"{text!r} is no ability; write {', '.join(ABILITIES[:-1])} or {ABILITIES[-1]}, one with each --ability"
+        )
+    return text
 
 
 def read_origin(text: str) -> str:
@@ -5109,7 +5134,7 @@ OPTIONS = {
             "--trusted-proxy",
             "IP address of the proxy whose X-Forwarded-For, -Proto and -Host are believed",
             "ADDRESS",
-            read_address,
+            read_proxy,
         ),
         Option("--log-level", "debug (with a line for each request), info, warning or error", "LEVEL", read_level),
         Option("--demo", "fill an empty desk with 10,000 tickets of 90 days and make a token"),
@@ -5125,7 +5150,7 @@ OPTIONS = {
         Option("--watch", "look again every 2 seconds, until Ctrl-C; in place on a terminal, elsewhere when something changed"),
         Option("--name", "what the token is for", "NAME", read_text),
         Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
-        Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_text, True),
+        Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_ability, True),
         Option("--expires", "how long the token works; 0 is for ever", "DURATION", read_duration),
         Option("--user", "requests of this user alone, by id or e-mail address", "USER", read_user, name="audit_user"),
         Option(
@@ -5240,6 +5265,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **more)
         self.color = False
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse would keep to itself that it cannot be printed."""
+        file.write(message)
+
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError for `main` to print."""
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -5267,11 +5296,16 @@ def did_you_mean(meant: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(f'`{text}`' for text in meant)}?" if meant else ""
 
 
+BARE_NUMBERS = {"serve": "--port", "generate": "--count", "process": "--count"}  # what a number after a command is meant for
+
+
 def check_flags(argv: Sequence[str]) -> None:
     """Refuse an option that a command does not have, before argparse takes its value for something else."""
     first = argv[0].partition("=")[0] if argv else ""
     if any(option.flag == first for option in OPTIONS.values()):
         raise UsageError(f"{first} stands after the command, as in: ticketapi COMMAND {first} (see ticketapi --help)")
+    if first in BARE_NUMBERS and len(argv) > 1 and argv[1].isdecimal():
+        raise UsageError(f"{first} takes its number with an option: {first} {BARE_NUMBERS[first]} {argv[1]}")
     commands = [command for command in COMMANDS if command.words.partition(" ")[0] == first]
     exact = [command for command in commands if command.words == " ".join(argv[:2])]
     words = exact[0].words if exact else first
@@ -5405,6 +5439,8 @@ def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
     source, texts = option.flag, given
     if given is None:
         source, text = option.variable, environ.get(option.variable, "")
+        if option.field == "port" and text.startswith("tcp://"):  # set by Kubernetes for a Service called ticketapi
+            return None
         texts = text.split(",") if option.repeatable and text else text or None
     if texts is None or texts is True:
         return texts
@@ -5443,8 +5479,9 @@ def one_line(text: str) -> str:
 
 
 def hint(text: str) -> None:
-    """Tell a person something that is not the result."""
-    print(one_line(text), file=sys.stderr)
+    """Tell a person something that is not the result; whether anybody listens does not matter."""
+    with suppress(OSError):
+        print(one_line(text), file=sys.stderr)
 
 
 def plural(count: int, noun: str) -> str:
@@ -5570,8 +5607,9 @@ class Progress:
     def _show(self, line: str) -> None:
         """Replace the line by a text."""
         self._shown = True
-        self.stream.write(f"\r\x1b[K{line}")
-        self.stream.flush()
+        with suppress(OSError):
+            self.stream.write(f"\r\x1b[K{line}")
+            self.stream.flush()
 
 
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # SGR parameters of ECMA-48
@@ -6069,26 +6107,13 @@ def command_check(settings: Settings) -> int:
     return 0 if sound else 1
 
 
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is half done."""
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
 def command_backup(settings: Settings, destination: str) -> int:
     """Copy the desk, and its audit log if asked for, while others use them."""
     backups = plan_backups(settings, destination)
     total = sum(backup.source.stat().st_size for backup in backups)
     progress = Progress(total // 10**6, sys.stderr, time.monotonic, "MB")
     try:
-        with signals_interrupt(), progress:
+        with progress:
             copies = make_backup(backups, settings.force, lambda done: progress(done // 10**6), progress.note)
     except KeyboardInterrupt:
         raise TicketApiError("interrupted; no half backup is left") from None
@@ -6113,6 +6138,32 @@ def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; as process 1, in a container, it would ignore them."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def open_streams() -> bool:
+    """Open what is closed of the three standard streams, or the next file opened, a desk, would get what is printed.
+
+    Returns whether there is a standard output.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(handle)
+    has_output, sys.stderr = sys.stdout is not None, sys.stderr or os.fdopen(2, "w")
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    return has_output
 
 
 def command_serve(settings: Settings) -> int:
@@ -6142,7 +6193,7 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     app = make_app(settings, readers, audit, clock, traffic, scheduler)
     server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), traffic.refuse)
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: stop_once(server))
+        signal.signal(number, lambda *_: stop_once(server, stop))
 
     def beat() -> None:
         audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
@@ -6157,7 +6208,7 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     notify_systemd(os.environ, "READY=1")
     server.run(beat)
     notify_systemd(os.environ, "STOPPING=1")
-    scheduler.stop()
+    scheduler.stop(server.deadline - clock.monotonic())
     readers.close()
     audit.close()
     log.info("stopped")
@@ -6170,10 +6221,11 @@ def warn_of_other_readers(path: Path) -> None:
         log.warning("%s is open to other users (mode %04o): chmod 600 %s", path, mode, path)
 
 
-def stop_once(server: Server) -> None:
-    """Ask the server to stop; another signal ends the process at once."""
+def stop_once(server: Server, stop: threading.Event) -> None:
+    """Ask server and scheduler to stop; another signal ends the process at once."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    stop.set()
     server.stop()
 
 
@@ -6241,7 +6293,8 @@ def run_command(argv: Sequence[str] | None) -> int:
         enter_desk(settings.db)
     more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
     try:
-        return RUN[args.words](settings, **more)
+        with signals_interrupt():
+            return RUN[args.words](settings, **more)
     except SQLITE_FAILURES as error:
         raise explain_sqlite_error(error, settings.db) from error
 
@@ -6249,6 +6302,8 @@ def run_command(argv: Sequence[str] | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 usage."""
     try:
+        if not open_streams() and "serve" not in (argv or sys.argv):
+            raise TicketApiError("standard output is closed, nobody would get the result; nothing was done")
         code = run_command(argv)
         sys.stdout.flush()
         return code
@@ -6262,7 +6317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             discard_output()
-        failure = TicketApiError(f"{error.strerror}: {error.filename or 'standard output'}")
+        place = error.filename or ("see ulimit -n" if error.errno in TOO_MANY_FILES else "standard output")
+        failure = TicketApiError(f"{error.strerror}: {place}")
     hint(f"ticketapi: {failure}")
     return failure.exit_code
 

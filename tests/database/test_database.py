@@ -316,7 +316,7 @@ def test_a_directory_without_permission_is_one_line(public_directory):
 def test_a_desk_without_permission_is_one_line(public_directory):
     path = private_desk(public_directory, 0o000)
     [said] = open_elsewhere(path, user=unprivileged())
-    assert said == f"cannot open {path}; check the permissions of the file and its directory"
+    assert said == f"cannot open {path}; check permissions of the file and its directory, and ulimit -n"
 
 
 def test_a_desk_that_is_read_only_is_one_line_and_stays_as_it_was(public_directory):
@@ -513,7 +513,7 @@ def cause_another_error(path):
         (cause_readonly, "desk.db is read-only; give this user the right to write it and its directory"),
         (cause_full, "disk full: make room where desk.db lies; what was committed before is kept"),
         (cause_not_a_database, "desk.db is not a SQLite database; choose another --db"),
-        (cause_unable_to_open, "cannot open desk.db; check the permissions of the file and its directory"),
+        (cause_unable_to_open, "cannot open desk.db; check permissions of the file and its directory, and ulimit -n"),
         (cause_another_error, "desk.db: no such table: missing"),
     ],
 )
