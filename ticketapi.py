@@ -376,6 +376,9 @@ def read_moment(text: str, now: int) -> int:
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
 BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
 OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
+WAL_KEPT = (
+    4 * 1024 * 1024
+)  # bytes of a write-ahead log that may stay while nobody writes: what SQLite lets it grow to by itself
 PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
@@ -945,6 +948,18 @@ def interruptible(db: sqlite3.Connection) -> Iterator[None]:
         raise
     finally:
         db.set_progress_handler(None, 0)
+
+
+def shrink_wal(path: Path, now: int) -> None:
+    """Give back the room of a WAL that has grown and was not written to for a minute; else it stays until the last one leaves.
+
+    The checkpoint holds the right to write, so that nobody commits at its moment. https://sqlite.org/pragma.html
+    """
+    with suppress(OSError, *SQLITE_FAILURES):
+        wal = sidecars(path)[0].stat()
+        if wal.st_size > WAL_KEPT and now - wal.st_mtime_ns // 1000 > MINUTE_MICROSECONDS:
+            with closing(connect(path, NOTER)) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 # What check and backup ask of SQLite --------------------------------------------------------------
@@ -2171,8 +2186,8 @@ def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = T
 
 def cursor_check(payload: str, url: str) -> str:
     """Return twelve hexadecimal digits of a hash over a list and a cursor, so that no other list takes the cursor."""
-    _, _, path = url.partition("://")
-    return hashlib.sha256(f"{path.partition('/')[2]} {payload}".encode()).hexdigest()[:12]
+    path = url.rpartition("/api/")[2]  # whatever a proxy has put before it
+    return hashlib.sha256(f"api/{path} {payload}".encode()).hexdigest()[:12]
 
 
 def encode_cursor(cursor: Cursor, url: str) -> str:
@@ -2317,10 +2332,7 @@ def closed_tickets_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
 
 def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) -> bytes:
     """Return a slice of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
-    user = find_user(db, user_id)
-    if user is None:
-        raise NotFound(f"There is no user with the id {user_id}.")
-    total = user["tickets_count"]
+    total = find_customer(db, user_id)["tickets_count"]
     return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
 
 
@@ -2342,12 +2354,17 @@ def ticket_resource(db: sqlite3.Connection, ticket_id: int) -> bytes:
     return b'{"data":%b}' % ticket
 
 
-def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
-    """Return one customer in an envelope; raises NotFound, also for the owner of a token, who is none."""
+def find_customer(db: sqlite3.Connection, user_id: int) -> sqlite3.Row:
+    """Return one customer; raises NotFound, also for the owner of a token, who is none."""
     user = find_user(db, user_id) if user_id < FIRST_OWNER_ID else None
     if user is None:
         raise NotFound(f"There is no user with the id {user_id}.")
-    return to_json({"data": dict(user)})
+    return user
+
+
+def customer_resource(db: sqlite3.Connection, user_id: int) -> bytes:
+    """Return one customer in an envelope; raises NotFound."""
+    return to_json({"data": dict(find_customer(db, user_id))})
 
 
 def walk_open_tickets(db: sqlite3.Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
@@ -2514,6 +2531,11 @@ def token_checksum(body: str) -> str:
     return digits
 
 
+def is_well_formed(text: str) -> bool:
+    """Tell whether a text has the shape of a token, checksum included."""
+    return bool(TOKEN_PATTERN.fullmatch(text)) and token_checksum(text[:-6]) == text[-6:]
+
+
 def new_token_text() -> str:
     """Return a new secret: `tkt_`, 40 random letters and digits (238 bits), and their checksum."""
     body = "tkt_" + "".join(secrets.choice(BASE62) for _ in range(40))
@@ -2568,7 +2590,7 @@ def authenticate_token(reader: Reader, text: str, now: int) -> Token | None:
     digest = hash_token(text)
     token = reader.tokens.get(digest)
     if token is None:
-        if not TOKEN_PATTERN.fullmatch(text) or token_checksum(text[:-6]) != text[-6:]:
+        if not is_well_formed(text):
             return None
         row = find_token(reader.db, digest)
         if row is None or not hmac.compare_digest(row["token"], digest):
@@ -2580,6 +2602,13 @@ def authenticate_token(reader: Reader, text: str, now: int) -> Token | None:
     if token.expires_at is not None and token.expires_at <= format_time(now):
         return None
     return token
+
+
+def explain_refusal(db: sqlite3.Connection, text: str) -> str:
+    """Say for the operator why a token is refused; whoever sent it is not told."""
+    if not text or not is_well_formed(text):
+        return "malformed" if text else "missing"
+    return "expired" if find_token(db, hash_token(text)) else "unknown"
 
 
 def note_token_use(path: Path, token: Token, now: int) -> None:
@@ -3861,8 +3890,8 @@ def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
 
 MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
 REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
-PROXY_MARK = "X_TICKETAPI_PROXIED"  # the header, as WSGI spells it, that we give requests that came by way of a proxy
-PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", f"HTTP_{PROXY_MARK}"}  # with HTTP_X_FORWARDED_*
+PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP"}  # with HTTP_X_FORWARDED_*
+HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]*))?")
 NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
 
 
@@ -3937,6 +3966,60 @@ class Cors:
         return {**answer, "Access-Control-Allow-Headers": headers} if headers else answer
 
 
+# Who asks, and by which URL -----------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def split_host(text: str) -> tuple[str, str]:
+    """Return name and port of a Host field, "" for none (RFC 9112, section 3.2). Raises BadRequest."""
+    match = HOST_PATTERN.fullmatch(text)
+    with suppress(ValueError):
+        if match and int(match[2] or 0) <= 65_535 and (text[0] != "[" or ipaddress.IPv6Address(match[1][1:-1])):
+            return match[1], match[2] or ""
+    raise BadRequest("The Host header is not valid.")
+
+
+def forwarded(environ: Mapping[str, str], name: str, which: int) -> str:
+    """Return one value of an X-Forwarded field: of a chain of proxies the first is the client's, the last the nearest's."""
+    values = environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")
+    return re.sub(r'^"(.*)"$', r"\1", values[which].strip())
+
+
+def read_peer(text: str) -> str:
+    """Return the address in a value of X-Forwarded-For, without the port that some proxies add. Raises ValueError."""
+    match = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+|(.*)", text)
+    return str(ipaddress.ip_address(next(filter(None, match.groups()), "") if match else ""))
+
+
+def believe_proxy(environ: dict[str, Any]) -> None:
+    """Take client and URL from X-Forwarded-For, -Proto, -Host, -Port and -Prefix, as Laravel does. Raises ValueError."""
+    client, port, prefix = (forwarded(environ, "FOR", -1), forwarded(environ, "PORT", 0), forwarded(environ, "PREFIX", 0))
+    if client and client.lower() != "unknown":  # as Squid says (RFC 7239, section 6.2)
+        environ["REMOTE_ADDR"] = read_peer(client)
+    scheme = environ["wsgi.url_scheme"] = forwarded(environ, "PROTO", 0).lower() or environ["wsgi.url_scheme"]
+    host = environ["HTTP_HOST"] = forwarded(environ, "HOST", 0) or environ.get("HTTP_HOST", "")
+    if port:
+        usual = int(port) == {"http": 80, "https": 443}.get(scheme)
+        environ["HTTP_HOST"] = split_host(host)[0] + ("" if usual else f":{port}")
+    environ["ticketapi.prefix"] = prefix.rstrip("/")
+    if scheme not in ("http", "https") or not re.fullmatch(r"(/[0-9A-Za-z._~-]+)*/?", prefix):
+        raise ValueError
+
+
+def settle_url(environ: dict[str, Any], trusted: str) -> None:
+    """Make client, scheme, host and prefix of a request certain, or raise BadRequest."""
+    if trusted and trusted == {"localhost": "unix"}.get(environ["REMOTE_ADDR"], environ["REMOTE_ADDR"]):
+        try:
+            believe_proxy(environ)
+        except ValueError as error:
+            raise BadRequest("The X-Forwarded headers make no sense.") from error
+    host = environ.get("HTTP_HOST")
+    if host is None and environ["SERVER_PROTOCOL"] != "HTTP/1.1":
+        host = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+    name, port = split_host(host or "")
+    environ["HTTP_HOST"] = f"{name}:{port}" if port else name
+
+
 class AuditHook:
     """Runs before and after each request, whatever becomes of it.
 
@@ -3963,6 +4046,9 @@ class AuditHook:
         path = environ["bottle.raw_path"].encode("latin-1").decode("utf-8", "replace")
         path = NOT_IN_A_PATH.sub("\ufffd", path)
         environ["PATH_INFO"] = path[:-1] if len(path) > 1 and path.endswith("/") else path
+        environ["ticketapi.unaudited"] = True  # what has no client or URL that can be named
+        settle_url(environ, self.settings.trusted_proxy)
+        environ["ticketapi.unaudited"] = False
         origin, method = environ.get("HTTP_ORIGIN", ""), environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", "")
         if environ["REQUEST_METHOD"] == "OPTIONS" and is_shared(environ["PATH_INFO"]) and origin and method:
             self.answer_preflight(environ, origin, method)
@@ -3971,7 +4057,7 @@ class AuditHook:
 
     def answer_preflight(self, environ: dict[str, Any], origin: str, method: str) -> None:
         """Allow what the preflight of an allowed origin asks for; that of another goes on to its route."""
-        environ["ticketapi.preflight"] = True
+        environ["ticketapi.unaudited"] = True
         if "Access-Control-Allow-Origin" in self.cors.headers(origin):
             asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
             raise bottle.HTTPResponse(status=204, headers=self.cors.preflight(method, asked))
@@ -3991,7 +4077,7 @@ class AuditHook:
         tick, route = self.clock.monotonic(), environ.get("bottle.route")
         seconds = tick - environ["ticketapi.tick"]
         self.traffic.count((route and route.name) or "none", status, environ["ticketapi.now"], seconds)
-        if is_api(environ["PATH_INFO"]) and "ticketapi.preflight" not in environ:
+        if is_api(environ["PATH_INFO"]) and not environ["ticketapi.unaudited"]:
             limit: Limit | None = environ.get("ticketapi.limit")
             if limit and not limit.allowed and not limit.first and not environ["ticketapi.token"]:
                 self.audit.omit(tick)
@@ -4107,9 +4193,11 @@ def is_local(environ: Mapping[str, Any]) -> bool:
         return False
     try:
         ip = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
+        name = split_host(environ["HTTP_HOST"])[0].strip("[]")  # of another host, a page may have been made to ask (rebinding)
+        here = name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:  # the peer of a Unix socket, which may be a proxy, has no address
         return False
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+    return here and (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 class Guard:
@@ -4155,6 +4243,8 @@ class Authenticate(Guard):
         token = environ["ticketapi.token"] = authenticate_token(reader, given, environ["ticketapi.now"]) if given else None
         if token:
             note_token_use(self.readers.path, token, environ["ticketapi.now"])
+        elif log.isEnabledFor(logging.DEBUG):
+            log.debug("no valid token: %s", explain_refusal(reader.db, given))
         return token
 
     def admit(self, environ: dict[str, Any]) -> None:
@@ -4207,7 +4297,6 @@ class Authorize(Guard):
 # Room 13. Routes: the app and its handlers. Touches request and response; operations get plain values.
 # ======================================================================================================================
 
-HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQLite's 64 bits
 USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
 
@@ -4262,11 +4351,9 @@ class Shared:
 
 
 def list_url(environ: dict[str, Any]) -> str:
-    """Return the URL of the list that a request asks for, by the host and scheme that the client used."""
-    host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    if not HOST_PATTERN.fullmatch(host):
-        raise BadRequest("The Host header is not valid.")
-    return f"{environ['wsgi.url_scheme']}://{host}{environ['PATH_INFO']}"
+    """Return the URL of a request as the client used it, without the query."""
+    prefix = environ.get("ticketapi.prefix", "")
+    return f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}{prefix}{environ['PATH_INFO']}"
 
 
 def reply(app: Shared, render: Callable[[sqlite3.Connection], bytes], *more: str) -> bytes:
@@ -4275,8 +4362,7 @@ def reply(app: Shared, render: Callable[[sqlite3.Connection], bytes], *more: str
     The key holds everything that the bytes depend on: scheme, host, path and query, and what else a handler names.
     """
     environ, reader = bottle.request.environ, app.readers.get()
-    place = (environ["wsgi.url_scheme"], environ.get("HTTP_HOST", ""), environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
-    key = (*place, *more)
+    key = (list_url(environ), environ.get("QUERY_STRING", ""), *more)
     answer = reader.answers.get(key)
     if answer is None:
         answer = make_answer(render(reader.db))
@@ -4349,7 +4435,7 @@ def show_series(app: Shared) -> bytes:
     environ = bottle.request.environ
     now = environ["ticketapi.now"]
     asked = parse_series_request(request_query(environ), now)
-    return reply(app, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS))
+    return reply(app, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS), str(asked.start))
 
 
 def show_audits(app: Shared) -> bytes:
@@ -4471,6 +4557,7 @@ def make_app(
     """Return a WSGI application of its own, which shares nothing with another but what it is given."""
     traffic, schedule = traffic or Traffic(clock.wall()), schedule or Schedule((), clock.monotonic())
     app = bottle.Bottle()
+    app.catchall = False  # a failure beyond all plugins is the server's to answer: Bottle would do so in HTML
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
     authenticate, throttle, catch_errors = Authenticate(readers), Throttle(settings.rate), CatchErrors()
@@ -4621,7 +4708,6 @@ class Scheduler(Schedule):
 REQUEST_SECONDS = 8.0  # for a request to arrive, and an answer to be taken; the server looks once a second: cut within ten
 MAX_CONNECTIONS, SPARE_CONNECTIONS = 1000, 50  # beyond all but the spare ones, those that are idle are closed
 MAX_FILES, RESERVED_FILES = 65_536, 64  # the reserved ones are databases, logs and listening sockets
-PROXY_HEADERS = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"}
 
 
 REFUSALS = {
@@ -4629,6 +4715,7 @@ REFUSALS = {
     413: f"The request body is over {MAX_BODY_BYTES} bytes.",
     431: f"The request headers are over {MAX_HEADER_BYTES} bytes.",
     501: "The transfer coding is not supported.",
+    505: "This is an HTTP/1.1 server.",
 }
 
 
@@ -4728,29 +4815,34 @@ def check_header(header: bytes) -> None:
 def parse_header(parser: Any, header: bytes) -> None:
     """Parse a request's header; replaces, and calls, the method of Waitress's HTTPRequestParser.
 
-    A target that urllib cannot parse is refused; else the connection would end without an answer. A request that came through
-    a proxy is marked, as Waitress removes some of the fields that show it before the app sees them.
+    A target that urllib cannot parse is refused; else the connection would end without an answer. The authority of an absolute
+    target counts, not Host (RFC 9112, section 3.2.2). Connection is a list, of which two words concern us (RFC 9110, 7.6.1).
     """
     from waitress.parser import HTTPRequestParser, ParsingError
+    from waitress.utilities import Error
 
-    lower = header.lower()
-    check_header(lower)
+    check_header(header.lower())
     try:
         HTTPRequestParser.parse_header(parser, header)
     except ValueError as error:
         raise ParsingError("bad target") from error
-    if b"\nx-forwarded-" in lower or "FORWARDED" in parser.headers or "VIA" in parser.headers or "X_REAL_IP" in parser.headers:
-        parser.headers[PROXY_MARK] = "1"
+    if parser.version and not parser.version.startswith("1."):
+        parser.error = type("WrongVersion", (Error,), {"code": 505, "reason": "HTTP Version Not Supported"})(parser.version)
+    if parser.proxy_netloc:
+        parser.headers["HOST"] = parser.proxy_netloc
+    words = {word.strip().lower() for word in parser.headers.pop("CONNECTION", "").split(",")}
+    for word in words & {"close", "keep-alive"} if parser.version == "1.0" else words & {"close"}:
+        parser.headers["CONNECTION"] = "close" if "close" in words else word
 
 
 def refuse(task: Any) -> None:
     """Answer a request that the parser refused, in JSON; replaces the `execute` of Waitress's ErrorTask."""
     error = task.request.error
     log.info("refused a request from %s: %d %s", task.channel.addr[0], error.code, error.reason)
-    task.channel.server.count_refusal(error.code)
+    headers = task.channel.server.refused(error.code, task.request.headers.get("ORIGIN", ""))
     body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
     task.status = f"{error.code} {error.reason}"
-    task.response_headers.extend(COMMON_HEADERS.items())
+    task.response_headers.extend((COMMON_HEADERS | headers).items())
     task.request.headers["CONNECTION"] = "close"  # whatever the client wished, or both would be said
     task.set_close_on_finish()
     task.content_length = len(body)
@@ -4844,6 +4936,10 @@ def receive(channel: Any, data: bytes) -> bool:
     Waitress reads and answers all requests that come together, whether or not the client takes the answers: 273 small requests
     in 8 kB made 21 MB of them. Here the rest waits as bytes until the answers before it are taken, and nothing more is read.
     """
+    if data.startswith(b"\x16\x03") and not (channel.unread or channel.request):  # a ClientHello (RFC 8446, section 5.1)
+        log.info("%s speaks TLS, which a proxy before this server has to do; closed", channel.addr[0])
+        channel.handle_close()
+        return False
     channel.unread += data
     while channel.unread and not (channel.requests or channel.will_close or channel.close_when_flushed):
         request = channel.request = channel.request or channel.parser_class(channel.adj)
@@ -4912,9 +5008,9 @@ class Server:
         sockets: Sequence[socket.socket],
         settings: Settings,
         settle: Callable[[], None],
-        count_refusal: Callable[[int], None] = lambda status: None,
+        refused: Callable[[int, str], dict[str, str]] = lambda status, origin: {},
     ) -> None:
-        """Prepare to serve on listening sockets; nothing is accepted before `run`."""
+        """Prepare to serve on listening sockets; nothing is accepted before `run`. `refused` gives a refusal's headers."""
         from waitress.server import create_server
 
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of every request that waits
@@ -4924,7 +5020,6 @@ class Server:
         self._stopping = False
         self._slow: dict[Any, float] = {}  # what arrives or is taken, and when it was first seen
         self._behind: set[Any] = set()  # connections that have sent more requests than have been begun
-        proxy: dict[str, Any] = {"trusted_proxy_count": 1, "trusted_proxy_headers": PROXY_HEADERS}
         self._in_loop = LoopDispatcher(settle) if settings.threads == 1 else None
         # No thread waits for a client to take an answer: one answer of a connection is all that ever waits.
         sending: dict[str, Any] = {"_dispatcher": self._in_loop, "outbuf_high_watermark": 2**31}
@@ -4940,18 +5035,16 @@ class Server:
             max_request_body_size=MAX_BODY_BYTES + 1,
             connection_limit=self._connections,
             asyncore_use_poll=True,
-            clear_untrusted_proxy_headers=True,
-            trusted_proxy=settings.trusted_proxy or None,
-            **(proxy if settings.trusted_proxy else {}),
+            clear_untrusted_proxy_headers=False,  # the app sees to them
         )
         self._listeners = [item for item in self._map.values() if hasattr(item, "task_dispatcher")]
-        self._adapt_listeners(count_refusal)
+        self._adapt_listeners(refused)
 
-    def _adapt_listeners(self, count_refusal: Callable[[int], None]) -> None:
+    def _adapt_listeners(self, refused: Callable[[int, str], dict[str, str]]) -> None:
         """Let the listeners of Waitress make connections of our class."""
         for listener in self._listeners:
             listener.channel_class = channel_class()
-            listener.count_refusal = count_refusal
+            listener.refused = refused
             listener.stopping = False
             listener.behind = self._behind
             if self._in_loop:
@@ -5132,7 +5225,7 @@ OPTIONS = {
         ),
         Option(
             "--trusted-proxy",
-            "IP address of the proxy whose X-Forwarded-For, -Proto and -Host are believed",
+            "IP address of the proxy whose X-Forwarded-* is believed; unix is the peer of a Unix socket",
             "ADDRESS",
             read_proxy,
         ),
@@ -6191,12 +6284,20 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
     traffic, stop = Traffic(clock.wall()), threading.Event()
     scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
     app = make_app(settings, readers, audit, clock, traffic, scheduler)
-    server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), traffic.refuse)
+    cors = Cors(settings.cors_origin)
+
+    def refused(status: int, origin: str) -> dict[str, str]:
+        traffic.refuse(status)
+        return cors.headers(origin)
+
+    server = Server(app, sockets, settings, lambda: audit.commit(clock.monotonic()), refused)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop_once(server, stop))
 
     def beat() -> None:
         audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
+        for path in (settings.db, settings.audit_db):
+            shrink_wal(path, clock.wall())
         if scheduler.alive(clock.monotonic()):
             notify_systemd(os.environ, "WATCHDOG=1")
 

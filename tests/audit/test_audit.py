@@ -83,7 +83,6 @@ STATUSES = {
     "200": ("GET", "/api/stats", 200),
     "200 of HEAD": ("HEAD", "/api/stats", 200),
     "200 of OPTIONS": ("OPTIONS", "/api/stats", 200),
-    "400": ("GET", "/api/tickets/open", 400),
     "404 of a route": ("GET", "/api/nope", 404),
     "404 of a user": ("GET", "/api/users/404/tickets", 404),
     "404 of HEAD": ("HEAD", "/api/nope", 404),
@@ -96,8 +95,7 @@ STATUSES = {
 @pytest.mark.parametrize("kind", STATUSES)
 def test_every_request_under_api_has_its_row(api, token, kind):
     method, url, status = STATUSES[kind]
-    headers = {"Host": "/"} if status == 400 else {}
-    assert api.request(method, url, token=token, headers=headers).status == status
+    assert api.request(method, url, token=token).status == status
     audit = only_audit(api)
     assert (audit["method"], audit["path"], audit["status_code"]) == (method, url.partition("?")[0][1:], status)
 

@@ -315,6 +315,7 @@ REFUSED = {  # by the parser, whatever the route
     413: b"Content-Length: 65537\r\n\r\n",
     431: b"X: " + b"a" * 16 * 1024 + b"\r\n\r\n",
     501: b"Transfer-Encoding: gzip\r\n\r\n",
+    505: b"\r\n",
 }
 LONG = "x" * 256  # that no field takes
 BY_DEFAULT, LISTED, NARROW = {}, {"cors_origin": (ORIGIN,)}, {"rate": 0, "cors_origin": ("off",)}
@@ -419,7 +420,8 @@ def exchange_raw(served, data):
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_what_the_parser_refuses_is_as_described(served, path, method):
     for status, data in REFUSED.items():
-        answer = exchange_raw(served, f"{method.upper()} {sent_path(path)} HTTP/1.1\r\nHost: a\r\n".encode() + data)
+        version = "2.0" if status == 505 else "1.1"
+        answer = exchange_raw(served, f"{method.upper()} {sent_path(path)} HTTP/{version}\r\nHost: a\r\n".encode() + data)
         assert answer.status == status
         assert_described(answer, resolve(OPERATIONS[path, method]["responses"][str(status)]))
 

@@ -297,9 +297,10 @@ def test_a_user_who_does_not_exist_is_not_found(api, filled, token):
     assert "999999" in answer.json["message"]
 
 
-def test_an_owner_of_tokens_has_no_tickets(api, token):
-    answer = api.get(f"/api/users/{ticketapi.FIRST_OWNER_ID}/tickets", token=token)
-    assert (answer.status, answer.json["meta"]["total"]) == (200, 0)
+def test_an_owner_of_tokens_is_no_customer_on_any_route(api, token):
+    answers = [api.get(f"/api/users/{ticketapi.FIRST_OWNER_ID}{rest}", token=token) for rest in ("", "/tickets")]
+    message = f"There is no user with the id {ticketapi.FIRST_OWNER_ID}."
+    assert [(answer.status, answer.json) for answer in answers] == [(404, {"message": message})] * 2
 
 
 NO_USERS = {

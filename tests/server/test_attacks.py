@@ -467,7 +467,8 @@ def test_a_secret_in_header_query_or_body_is_kept_nowhere(target):
     answers += attacked.talk(b"".join(failing) + LAST_UP, 10).answers
     assert len(answers) == len(requests) + len(failing) + 2
     assert {200, 401, 404, 405, 422, 500} <= {answer.status for answer in answers}
-    assert len(attacked.audits()) == len(requests) + len(failing)
+    refused = sum(answer.status == 400 for answer in answers)  # for their host, before anything else
+    assert len(attacked.audits()) == len(requests) + len(failing) - refused
     assert [answer for answer in answers if CANARY in answer.body + repr(answer.headers).encode()] == []
     assert_kept_nowhere(attacked, [CANARY, BASIC, attacked.token().encode()])
 

@@ -362,7 +362,7 @@ def test_a_parser_refusal_is_json_closes_the_connection_and_is_logged_in_one_lin
 @pytest.mark.parametrize(
     ("status", "data"),
     [
-        (200, b"GET /up HTTP/1.1\r\nConnection: close\r\nX: ".ljust(16 * 1024 - 4, b"a") + b"\r\n\r\n"),
+        (200, b"GET /up HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: ".ljust(16 * 1024 - 4, b"a") + b"\r\n\r\n"),
         (405, post(b"Connection: close", b"Content-Length: 65536", body=b"a" * 65536)),
     ],
     ids=["16 KiB of headers", "64 KiB of body"],

@@ -264,10 +264,25 @@ def test_a_scheduler_that_does_not_go_round_shows(make_api, clock):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 def test_it_is_open_to_this_machine(api, address):
+    here = {"Host": "localhost"}
     for path in ("/metrics", "/metrics/"):
-        assert api.get(path, address=address).status == 200
-        assert api.request("HEAD", path, address=address).body == b""
+        assert api.get(path, address=address, headers=here).status == 200
+        assert api.request("HEAD", path, address=address, headers=here).body == b""
     assert api.get("/metrics", address=address, token="wrong").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(
+            (name, 200)
+            for name in ("localhost", "localhost:8000", "127.0.0.1", "127.0.0.1:9", "127.9.9.9", "[::1]", "[::1]:8000")
+        ),
+        *((name, 401) for name in ("evil.example", "localhost.evil.example", "10.0.0.1", "0.0.0.0", "[::2]", "desk.test:8000")),
+    ],
+)
+def test_a_page_that_was_bound_anew_to_this_machine_cannot_read_it(api, host, status):
+    assert api.get("/metrics", headers={"Host": host}).status == status
 
 
 @pytest.mark.parametrize("address", [ELSEWHERE, "10.0.0.1", "::2", "::ffff:192.0.2.1", "fe80::1%lo", "localhost", "", "127.1"])
@@ -316,17 +331,14 @@ def test_no_other_route_is_open_without_a_token(api):
         assert api.get(re.sub(r"<.*>", "1", rule)).status == 401
 
 
-# A real server, which sees headers before Waitress takes some away --------------------------------
-
-
-OWN_MARK = (ticketapi.PROXY_MARK.replace("_", "-"), "0")
+# A real server -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [(), ("--trusted-proxy", "127.0.0.1"), ("--threads", "2")])
 def test_a_server_is_open_to_this_machine_but_not_by_way_of_a_proxy(serve, arguments):
     served = serve("--no-scheduler", *arguments)
     assert served.get("/metrics").status == 200
-    for name, value in (*PROXY_HEADERS, OWN_MARK):
+    for name, value in PROXY_HEADERS:
         assert served.get("/metrics", headers={name: value}).status == 401, name
     assert served.get("/metrics?Via:=1").status == 200
     assert served.get("/metrics", headers={"Forwarded-By": "a", "Referer": "http://a/\tvia: b"}).status == 200
