@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["bottle>=0.13.4", "waitress>=3.0.2"]
+# dependencies = ["bottle>=0.13.4", "waitress>=3.0.2,<4"]
 # ///
 """ticketapi: a live support desk behind an API, in one file.
 
@@ -286,9 +286,6 @@ def escape(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-# What people write: each raises ValueError, with a text that says what to write -------------------
-
-
 def whole_number(text: str) -> int | None:
     """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
     match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
@@ -464,9 +461,6 @@ def explained(path: Path) -> Iterator[None]:
         raise explain_sqlite_error(error, path) from error
 
 
-# Files --------------------------------------------------------------------------------------------
-
-
 __loader__: Any  # what has loaded this module, from a folder or a zip archive
 
 
@@ -577,9 +571,6 @@ def temporary_file(path: Path) -> Iterator[Path]:
     finally:
         for file in (temporary, *sidecars(temporary)):
             file.unlink(missing_ok=True)
-
-
-# Who has a file -----------------------------------------------------------------------------------
 
 
 HELD: dict[tuple[int, int], int] = {}  # by device and inode: this process's one descriptor of each file, never closed
@@ -743,9 +734,6 @@ def check_tables(db: sqlite3.Connection, kind: str, path: Path) -> None:
         raise TicketApiError(f"{path} is damaged: it lacks {', '.join(missing)}; restore a backup")
 
 
-# Connections --------------------------------------------------------------------------------------
-
-
 def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
     """Switch a database to WAL, which it then stays in. SQLite does not wait here by itself for others who open a new file."""
     for attempts_left in range(wait_ms // 20, -1, -1):
@@ -886,9 +874,6 @@ def open_read_only(path: Path, kind: str, views: bool = False) -> sqlite3.Connec
         return open_to_inspect(path, VISITOR._replace(views=views))
 
 
-# Transactions -------------------------------------------------------------------------------------
-
-
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Run a block of writes as one: all of it is committed at the end, or nothing when it raises.
@@ -960,9 +945,6 @@ def shrink_wal(path: Path, now: int) -> None:
         if wal.st_size > WAL_KEPT and now - wal.st_mtime_ns // 1000 > MINUTE_MICROSECONDS:
             with closing(connect(path, NOTER)) as db:
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-# What check and backup ask of SQLite --------------------------------------------------------------
 
 
 def integrity_problems(db: sqlite3.Connection, limit: int) -> list[str]:
@@ -1079,6 +1061,16 @@ def list_customers(db: sqlite3.Connection, limit: int, offset: int) -> list[sqli
         ORDER BY tickets_count DESC, id
         LIMIT :limit OFFSET :offset"""
     return fetch_all(db, sql, limit=limit, offset=offset, owners=FIRST_OWNER_ID)
+
+
+def list_customers_by_id(db: sqlite3.Connection, lowest: int, highest: int) -> list[sqlite3.Row]:
+    """Return the customers of a range of ids."""
+    sql = """
+        SELECT id, name, email, tickets_count, created_at
+        FROM users
+        WHERE id BETWEEN :lowest AND :highest
+        ORDER BY id"""
+    return fetch_all(db, sql, lowest=lowest, highest=highest)
 
 
 def find_last_user_id(db: sqlite3.Connection, below: int) -> int | None:
@@ -1324,33 +1316,23 @@ def list_misnamed_tickets(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
     return execute(db, sql)
 
 
-def list_customers_after_gaps(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
-    """Yield the ids of customers before whom another is missing: they are numbered from 1."""
+def list_disorder(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield a text and an id for each customer before whom one is missing, and each ticket whose times do not grow."""
     sql = """
-        SELECT id
+        SELECT 'the customer before {} is missing', id
         FROM users
-        WHERE id > 1 AND id < :owners AND NOT EXISTS (SELECT 1 FROM users AS others WHERE others.id = users.id - 1)"""
-    return execute(db, sql, owners=FIRST_OWNER_ID)
-
-
-def list_arrivals_out_of_order(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
-    """Yield the ids of tickets that came earlier than the one with the id before."""
-    sql = """
-        SELECT tickets.id
+        WHERE id > 1 AND id < :owners AND NOT EXISTS (SELECT 1 FROM users AS others WHERE others.id = users.id - 1)
+        UNION ALL
+        SELECT 'ticket {} came before the one with the lower id', tickets.id
         FROM tickets
         CROSS JOIN tickets AS others ON others.id = tickets.id - 1
-        WHERE tickets.created_at < others.created_at"""
-    return execute(db, sql)
-
-
-def list_closings_out_of_order(db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
-    """Yield the ids of tickets that were closed earlier than the one with the number before, or than they came."""
-    sql = """
-        SELECT tickets.id
+        WHERE tickets.created_at < others.created_at
+        UNION ALL
+        SELECT 'ticket {} was closed too early', tickets.id
         FROM tickets
         LEFT JOIN tickets AS others ON others.closed_number = tickets.closed_number - 1
         WHERE tickets.closed_at < others.closed_at OR tickets.closed_at < tickets.created_at"""
-    return execute(db, sql)
+    return execute(db, sql, owners=FIRST_OWNER_ID)
 
 
 def name_tickets_of(db: sqlite3.Connection, user_ids: Iterable[tuple[int]]) -> None:
@@ -1750,9 +1732,6 @@ def plain_letters(text: str) -> str:
     return decomposed.encode("ascii", "ignore").decode()
 
 
-# History: when tickets arrive and are closed ------------------------------------------------------
-
-
 # How busy the hours of a day (UTC) and the days of a week (Monday first) are: when people write, and when they are answered.
 WRITING = (
     (4, 3, 2, 2, 2, 3, 6, 12, 22, 32, 36, 36, 32, 34, 36, 35, 32, 27, 22, 18, 15, 12, 9, 6),
@@ -2045,9 +2024,6 @@ BUCKETS_BACK = {"hour": (HOUR, 100 * 24), "day": (DAY, 3653)}  # of the series: 
 MAX_CACHED_BYTES = 1024 * 1024  # of answers, for each thread: some 36 pages; 4 MB made pages not asked for before 10 % dearer
 
 
-# What each thread holds and remembers -------------------------------------------------------------
-
-
 class Answer(NamedTuple):
     """The bytes of an answer and their strong ETag (RFC 9110, section 8.8.3)."""
 
@@ -2139,7 +2115,7 @@ class ListRequest(NamedTuple):
     keep_per_page: bool  # the client gave it, so links carry it on
     by_cursor: bool = False
     cursor: Cursor | None = None  # None: from the start
-    has_cursors: bool = True  # the list can be walked by cursor
+    has_cursors: bool = True  # a page of the list says by which cursor to go on
 
 
 class Slice(NamedTuple):
@@ -2177,8 +2153,6 @@ def parse_list_request(url: str, query: Mapping[str, str], has_cursors: bool = T
     page = read_positive(query, "page", 1, MAX_PAGE, errors)
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
     cursor = read_cursor(query, url, errors)
-    if "cursor" in query and not has_cursors:
-        errors["cursor"] = ["The cursor field is not supported by this list; use page."]
     if errors:
         raise InvalidFields(errors)
     return ListRequest(url, page, per_page, bool(query.get("per_page")), "cursor" in query, cursor, has_cursors)
@@ -2206,9 +2180,6 @@ def decode_cursor(text: str, url: str) -> Cursor | None:
         return None
     cursor = Cursor(int(payload[1:]), payload[0] == "n")
     return cursor if encode_cursor(cursor, url) == text else None
-
-
-# Envelopes ----------------------------------------------------------------------------------------
 
 
 def page_window(page: int, last: int) -> list[int | None]:
@@ -2337,13 +2308,22 @@ def user_tickets_page(db: sqlite3.Connection, user_id: int, asked: ListRequest) 
 
 
 def customers_page(db: sqlite3.Connection, asked: ListRequest) -> bytes:
-    """Return a page of the customers, most tickets first. They are numbered without gaps, so the last id counts them."""
+    """Return a page of the customers, most tickets first, or, by cursor, a slice of them in the order of their ids.
+
+    They are numbered without gaps, so the last id counts them. What a page costs grows with its depth, a slice costs the same.
+    """
+    size, (key, forward) = asked.per_page, asked.cursor or Cursor(0, True)
     with snapshot(db):
         total = find_last_user_id(db, FIRST_OWNER_ID) or 0
-        offset = (asked.page - 1) * asked.per_page
-        rows = list_customers(db, min(asked.per_page, total - offset), offset) if offset < total else []
+        if asked.by_cursor:
+            lowest, highest = (key + 1, key + size) if forward else (key - size, key - 1)
+            rows = list_customers_by_id(db, max(1, lowest), min(highest, total))
+        else:
+            offset = (asked.page - 1) * size
+            rows = list_customers(db, min(size, total - offset), offset) if offset < total else []
+    first, last = (rows[0]["id"], rows[-1]["id"]) if rows else (0, total)
     customers = to_json(list(map(dict, rows)))[1:-1]
-    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), 0, 0, False, False))
+    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), first, last, first > 1, last < total))
 
 
 def ticket_resource(db: sqlite3.Connection, ticket_id: int) -> bytes:
@@ -2437,9 +2417,6 @@ def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> 
 def seconds_since(time_text: str | None, now: int) -> int | None:
     """Return how many seconds ago a time was, 0 for one in the future, None for None."""
     return max(0, now - parse_time(time_text)) // MICROSECONDS if time_text else None
-
-
-# Series: the desk by the hour or day --------------------------------------------------------------
 
 
 class SeriesRequest(NamedTuple):
@@ -2630,9 +2607,6 @@ def prune_tokens(db: sqlite3.Connection, now: int) -> int:
     """Delete expired tokens and return how many those were."""
     with transaction(db):
         return delete_expired_tokens(db, format_time(now))
-
-
-# Limits -------------------------------------------------------------------------------------------
 
 
 class Limit(NamedTuple):
@@ -2930,9 +2904,6 @@ class AuditLog:
             self._db.close()
 
 
-# Reading it back ----------------------------------------------------------------------------------
-
-
 def make_audit_filter(
     user_id: int | None, token_id: int | None, status: range | None, path: str | None, since: int | None
 ) -> AuditFilter:
@@ -3006,9 +2977,6 @@ def read_payload(text: str | None) -> Any:
 def audit_resource(row: sqlite3.Row) -> dict[str, Any]:
     """Return a row of the log with its query and body as objects."""
     return {**dict(row), "query": read_payload(row["query"]), "request_body": read_payload(row["request_body"])}
-
-
-# Pages of it over HTTP ----------------------------------------------------------------------------
 
 
 def read_path_text(text: str) -> str:
@@ -3139,9 +3107,6 @@ SLOWEST_ROUTES, EMPTIEST_BUCKETS = 10, 10  # that a summary lists
 HEARTBEAT_SECONDS = 30  # without going round, after which the scheduler counts as dead
 
 
-# Traffic: what a server counts of its requests, in memory -----------------------------------------
-
-
 @dataclass(slots=True)
 class RouteTraffic:
     """How the requests of one route were answered, and how long that took."""
@@ -3263,9 +3228,6 @@ def summarize_traffic(
     return {"since": format_time(traffic.since), "minutes": minutes, "routes": slowest, "limiter": limiter}
 
 
-# Schedule: what a server tells of its jobs --------------------------------------------------------
-
-
 class Outcome(NamedTuple):
     """What came of a job's turn."""
 
@@ -3328,9 +3290,6 @@ def job_resource(job: Job, now: int) -> dict[str, Any]:
         "failures": past.failures,
         "lateness": round(past.lateness, 3),
     }
-
-
-# Metrics: the same and more in the text format of Prometheus --------------------------------------
 
 
 class Metric(NamedTuple):
@@ -3651,11 +3610,7 @@ def hour_problems(db: sqlite3.Connection) -> list[str]:
 
 def order_problems(db: sqlite3.Connection) -> list[str]:
     """Return where customers are missing and times do not grow, which pages and `opened_last_hour` rely on."""
-    with snapshot(db):
-        problems = first_problem(list_customers_after_gaps(db), "the customer before {0} is missing", "gap")
-        came = first_problem(list_arrivals_out_of_order(db), "ticket {0} came before the one with the lower id", "ticket")
-        closed = first_problem(list_closings_out_of_order(db), "ticket {0} was closed too early", "ticket")
-    return problems + came + closed
+    return first_problem(((text.format(row_id),) for text, row_id in list_disorder(db)), "{0}", "fault")
 
 
 def counter_problems(db: sqlite3.Connection) -> list[str]:
@@ -4101,7 +4056,7 @@ class AuditHook:
 
 
 def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, Any]:
-    """Return the audit log's row of a request; every text is redacted and capped."""
+    """Return the audit log's row of a request; every text that a client chooses is capped, and redacted as room 9 does."""
     token: Token | None = environ.get("ticketapi.token")
     route = environ.get("bottle.route")
     agent = environ.get("HTTP_USER_AGENT", "").encode("latin-1", "replace").decode("utf-8", "replace")
@@ -4182,9 +4137,6 @@ def error_body(error: bottle.HTTPError) -> bytes:
         method, allowed = environ["REQUEST_METHOD"], error.headers["Allow"]
         return to_json({"message": f"The {method} method is not supported for route {path}. Supported methods: {allowed}."})
     return to_json({"message": "Server Error" if error.status_code == 500 else error.body})
-
-
-# Who may ask, and how often -----------------------------------------------------------------------
 
 
 def is_local(environ: Mapping[str, Any]) -> bool:
@@ -4390,9 +4342,6 @@ def asked_list(has_cursors: bool = True) -> ListRequest:
     """Return what the request asks for of a list."""
     environ = bottle.request.environ
     return parse_list_request(list_url(environ), request_query(environ), has_cursors)
-
-
-# Handlers -----------------------------------------------------------------------------------------
 
 
 def show_open_tickets(app: Shared) -> bytes:
@@ -5210,34 +5159,13 @@ OPTIONS = {
         Option("--no-scheduler", "let no ticket arrive or be closed by itself, and prune no audit log"),
         Option("--generate-every", "how often a ticket arrives; 0 is never", "DURATION", read_duration),
         Option("--process-every", "how often a ticket is closed; 0 is never", "DURATION", read_duration),
-        Option(
-            "--audit-keep",
-            "how long rows of the audit log are kept, which the scheduler sees to once a day; 0 is for ever",
-            "DURATION",
-            read_duration,
-        ),
-        Option(
-            "--cors-origin",
-            "origin whose pages may read answers; may be repeated; * is all, off is none",
-            "ORIGIN",
-            read_origin,
-            True,
-        ),
-        Option(
-            "--trusted-proxy",
-            "IP address of the proxy whose X-Forwarded-* is believed; unix is the peer of a Unix socket",
-            "ADDRESS",
-            read_proxy,
-        ),
+        Option("--audit-keep", "how long rows of the audit log are kept; 0 is for ever", "DURATION", read_duration),
+        Option("--cors-origin", "whose pages may read answers; may be repeated; * all, off none", "ORIGIN", read_origin, True),
+        Option("--trusted-proxy", "address of the proxy whose X-Forwarded-* is believed, or unix", "ADDRESS", read_proxy),
         Option("--log-level", "debug (with a line for each request), info, warning or error", "LEVEL", read_level),
         Option("--demo", "fill an empty desk with 10,000 tickets of 90 days and make a token"),
         Option("--count", "how many tickets", "N", number_in(-(10**9), 10**9)),
-        Option(
-            "--seed",
-            "number that the tickets are derived from; the same gives the same; random without it",
-            "N",
-            number_in(0, 2**63 - 1),
-        ),
+        Option("--seed", "number that the tickets are derived from; random without it", "N", number_in(0, 2**63 - 1)),
         Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
         Option("--limit", "how many tickets at most; 0 is all", "N", number_in(0, 10**9), name="tickets_limit"),
         Option("--watch", "look again every 2 seconds, until Ctrl-C; in place on a terminal, elsewhere when something changed"),
@@ -5246,13 +5174,9 @@ OPTIONS = {
         Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_ability, True),
         Option("--expires", "how long the token works; 0 is for ever", "DURATION", read_duration),
         Option("--user", "requests of this user alone, by id or e-mail address", "USER", read_user, name="audit_user"),
-        Option(
-            "--token", "requests with this token alone, by the id that `token list` shows", "ID", read_id, name="audit_token"
-        ),
+        Option("--token", "requests with this token alone, by its id", "ID", read_id, name="audit_token"),
         Option("--status", "requests answered so alone: 404, or 4xx", "STATUS", read_status, name="audit_status"),
-        Option(
-            "--path", "requests whose path holds this text alone, such as /api/users/7/", "TEXT", read_text, name="audit_path"
-        ),
+        Option("--path", "requests whose path holds this text alone", "TEXT", read_text, name="audit_path"),
         Option("--since", "requests of that last time alone; 0 is all", "DURATION", read_duration, name="audit_since"),
         Option("--limit", "how many rows at most; 0 is all", "N", number_in(0, 10**9), name="audit_limit"),
         Option("--follow", "the newest rows last, then those that come, until Ctrl-C"),
@@ -5345,9 +5269,6 @@ COMMANDS = tuple(
         ),
     )
 )
-
-
-# The parser ---------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -5643,8 +5564,6 @@ def discard_output() -> None:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
-# Progress -----------------------------------------------------------------------------------------
 
 INTERRUPTED = "interrupted; what was committed before is kept"
 

@@ -1,5 +1,8 @@
 """One ticket, the customers and one customer: the same objects as in lists, in the same envelopes."""
 
+import contextlib
+import sqlite3
+
 import pytest
 from conftest import NOON
 
@@ -76,15 +79,45 @@ def test_a_desk_without_customers_has_an_empty_page(api, token):
     assert (page["data"], page["meta"]["last_page"], page["meta"]["total"]) == ([], 1, 0)
 
 
-def test_a_walk_by_cursor_is_refused_where_there_is_none(api, filled, token):
-    page = api.get("/api/users", token=token).json
-    assert "next_cursor" not in page["meta"]
-    for cursor in ("", "x"):
+@pytest.mark.parametrize("per_page", [1, 7, 18, 19, 200])
+def test_a_walk_by_cursor_meets_every_customer_once_in_the_order_of_ids_both_ways(make_api, filled, token, per_page):
+    api = make_api(rate=0)
+    everybody = sorted(ids(api.get("/api/users?per_page=200", token=token)))
+    url, parts = f"/api/users?per_page={per_page}&cursor=", []
+    while url:
+        parts.append(api.get(url, token=token))
+        url = (parts[-1].json["links"]["next"] or "").removeprefix("http://desk.test:8000")
+    assert [one for part in parts for one in ids(part)] == everybody
+    for later, earlier in zip(parts[:0:-1], parts[-2::-1], strict=True):
+        back = api.get(later.json["links"]["prev"].removeprefix("http://desk.test:8000"), token=token)
+        assert ids(back) == ids(earlier)
+    assert parts[0].json["links"]["prev"] is None
+    assert parts[0].json["meta"]["per_page"] == per_page
+
+
+def test_a_walk_of_customers_ends_and_takes_no_foreign_cursor(api, filled, token):
+    assert "next_cursor" not in api.get("/api/users", token=token).json["meta"]
+    foreign = api.get("/api/tickets/open?per_page=1", token=token).json["meta"]["next_cursor"]
+    for cursor in ("x", foreign):
         answer = api.get(f"/api/users?cursor={cursor}", token=token)
-        assert (answer.status, answer.json["errors"]) == (
-            422,
-            {"cursor": ["The cursor field is not supported by this list; use page."]},
-        )
+        assert (answer.status, answer.json["errors"]) == (422, {"cursor": ["The cursor field must be a cursor of this list."]})
+    end = ticketapi.encode_cursor(ticketapi.Cursor(10**6, True), "http://x/api/users")
+    page = api.get(f"/api/users?cursor={end}", token=token).json
+    assert (page["data"], page["links"]["next"]) == ([], None)
+
+
+def test_an_empty_desk_has_nothing_to_walk(api, token):
+    page = api.get("/api/users?cursor=", token=token).json
+    assert (page["data"], page["links"]) == ([], {"first": None, "last": None, "prev": None, "next": None})
+
+
+def test_no_owner_of_tokens_is_listed_where_a_customer_is_missing(api, filled, token):
+    with contextlib.closing(sqlite3.connect(api.settings.db)) as db:
+        db.execute("DELETE FROM users WHERE id = 3")
+        db.commit()
+    for url in ("/api/users?per_page=200", "/api/users?per_page=200&cursor="):
+        found = ids(api.get(url, token=token))
+        assert found and 3 not in found and max(found) < ticketapi.FIRST_OWNER_ID
 
 
 def test_a_customer_is_what_the_list_shows(api, filled, token):

@@ -265,7 +265,7 @@ def test_numbers_are_closed_up_in_batches_and_in_their_order(desk):
         ticketapi.rebuild_counters(db)
     assert ask(desk, "SELECT id FROM tickets WHERE status = 2 ORDER BY closed_number") == order
     findings = wrong(ticketapi.check_everything(ticketapi.Settings(db=desk)))
-    assert findings == {("desk.db", "order"): "ticket 1 was closed too early (and 98 more tickets); restore a backup"}
+    assert findings == {("desk.db", "order"): "ticket 1 was closed too early (and 98 more faults); restore a backup"}
 
 
 EARLY, LATE = "'2024-01-01T00:00:00.000000Z'", "'2035-01-01T00:00:00.000000Z'"
@@ -273,10 +273,10 @@ OUT_OF_ORDER = {
     f"UPDATE tickets SET created_at = {EARLY} WHERE id = 150": "ticket 150 came before the one with the lower id",
     "UPDATE tickets SET closed_at = created_at WHERE id = 1": None,  # in one go, as version 1 did
     f"UPDATE tickets SET closed_at = {EARLY} WHERE id = 1": "ticket 1 was closed too early",
-    f"UPDATE tickets SET closed_at = {EARLY} WHERE id IN (99, 100)": "ticket 99 was closed too early (and 1 more ticket)",
+    f"UPDATE tickets SET closed_at = {EARLY} WHERE id IN (99, 100)": "ticket 99 was closed too early (and 1 more fault)",
     f"UPDATE tickets SET closed_at = {LATE} WHERE id = 99": "ticket 100 was closed too early",
     "DELETE FROM users WHERE id = 5": "the customer before 6 is missing",
-    "DELETE FROM users WHERE id IN (1, 5, 6)": "the customer before 2 is missing (and 1 more gap)",
+    "DELETE FROM users WHERE id IN (1, 5, 6)": "the customer before 2 is missing (and 1 more fault)",
 }
 
 
