@@ -95,6 +95,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, urlencode
 
@@ -2496,9 +2497,6 @@ STRANGERS_RATE = 30  # requests a minute of one address without a valid token, w
 BUCKETS = 20_000  # buckets kept in memory; the least recently used is forgotten, which refills it
 
 
-# Tokens -------------------------------------------------------------------------------------------
-
-
 def token_checksum(body: str) -> str:
     """Return six letters and digits that depend on the token's others: its CRC-32 to the base 62."""
     number, digits = zlib.crc32(body.encode()), ""
@@ -2683,8 +2681,6 @@ AUDIT_STEP = 100  # rows deleted in one transaction: 0.1 ms, 5 ms where every ro
 AUDIT_LOOK = 1000  # rows from the oldest on that a step looks for them in: 0.2 ms, 8 ms there
 AUDIT_PAUSE = 0.005  # seconds between two such transactions, for those who wait to write
 
-
-# Redaction ----------------------------------------------------------------------------------------
 
 SECRET_KEY = re.compile(r"authorization|token|password|secret|key|cookie", re.IGNORECASE)
 REDACTED = "[redacted]"
@@ -3444,9 +3440,6 @@ PACKAGE_PROBLEMS = (
     ("waitress", (3, 0, 1), "before 3.0.1 there are CVE-2024-49768 (request smuggling) and CVE-2024-49769 (denial of service)"),
     ("waitress", (3, 0, 2), "before 3.0.2 headers of a proxy that is not trusted get through beside those of one that is"),
 )
-
-
-# Check: is everything as it should be? ------------------------------------------------------------
 
 
 class Finding(NamedTuple):
@@ -5755,9 +5748,15 @@ class OneLine(logging.Formatter):
         """Fold the lines of a record."""
         return one_line(super().format(record))
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Write where an exception came from, without source lines: the file that they stood in may have been replaced."""
+        places = [f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}" for frame, line in walk_tb(ei[2])]
+        return "\n".join([f"{type(ei[1]).__name__}: {ei[1]}", *reversed(places)])
+
 
 def configure_log(level: str) -> None:
     """Send the log to stderr."""
+    logging.raiseExceptions = False  # what cannot be logged breaks nothing
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
