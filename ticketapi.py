@@ -102,7 +102,7 @@ from urllib.parse import parse_qsl, urlencode
 if sys.version_info < (3, 10):  # noqa: UP036  # or a traceback of a line below would be all that is said
     raise SystemExit(f"ticketapi needs Python 3.10 or newer; this is {sys.version.split()[0]}")
 
-__version__ = "1.4.0"
+__version__ = "1.5.0"
 
 
 def import_lazily(name: str) -> Any:
@@ -626,7 +626,7 @@ def lock_desk(path: Path) -> None:
         raise TicketApiError(f"cannot open {error.filename}: {error.strerror}; check the permissions") from error
 
 
-IN_USE = "{path} is in use under another name, a hard link or a bind mount; use that name, or stop the other program"
+IN_USE = "{path} has several names (hard links, bind mounts), and another program uses one; use that same name, or wait for it"
 
 
 def is_served(path: Path) -> bool:
@@ -812,7 +812,7 @@ def open_database(path: Path, kind: str) -> sqlite3.Connection:
         found = check_identity(path, kind)
         desk = path.with_name(path.stem.removesuffix("-audit") + path.suffix) if kind == "audit" else path
         if 0 < found < KINDS[kind].version and is_served(desk):
-            raise TicketApiError(f"{path} is served by an older ticketapi; stop it, and this one will upgrade the file")
+            raise TicketApiError(f"{path} is old, and served: try again, or stop the server, which is upgrading it or old, too")
         check_length(path)
         if not os.access(path, os.W_OK):  # SQLite would go on and only read
             raise sqlite3.OperationalError("readonly")
@@ -2640,7 +2640,7 @@ class TokenBucket:
 def address_key(address: str) -> str:
     """Return what counts as one source: an IPv4 address, or the /64 network of an IPv6 one (RFC 6177)."""
     try:
-        ip = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address.partition("%")[0])  # a zone makes no other source
     except ValueError:
         return address
     if isinstance(ip, ipaddress.IPv6Address):
@@ -2828,9 +2828,7 @@ class AuditLog:
             self.omitted += 1
             if now - self._told_at >= MINUTE:
                 self._told_at = now
-                log.info(
-                    "over the limit of their address, without a valid token, not audited so far: %d requests", self.omitted
-                )
+                log.info("over the limit without a valid token, and not audited: %d so far", self.omitted)
 
     def commit(self, now: float) -> None:
         """Write the rows taken; while that fails, try once a second and raise nothing: a failing audit breaks no answer."""
@@ -3936,7 +3934,7 @@ def forwarded(environ: Mapping[str, str], name: str, which: int) -> str:
 
 def read_peer(text: str) -> str:
     """Return the address in a value of X-Forwarded-For, without the port that some proxies add. Raises ValueError."""
-    match = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+|(.*)", text)
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+|([0-9A-Fa-f:.]+)", text)
     return str(ipaddress.ip_address(next(filter(None, match.groups()), "") if match else ""))
 
 
@@ -3947,9 +3945,11 @@ def believe_proxy(environ: dict[str, Any]) -> None:
         environ["REMOTE_ADDR"] = read_peer(client)
     scheme = environ["wsgi.url_scheme"] = forwarded(environ, "PROTO", 0).lower() or environ["wsgi.url_scheme"]
     host = environ["HTTP_HOST"] = forwarded(environ, "HOST", 0) or environ.get("HTTP_HOST", "")
+    name, _ = split_host(host)
     if port:
         usual = int(port) == {"http": 80, "https": 443}.get(scheme)
-        environ["HTTP_HOST"] = split_host(host)[0] + ("" if usual else f":{port}")
+        environ["HTTP_HOST"] = name + ("" if usual else f":{port}")
+        split_host(environ["HTTP_HOST"])
     environ["ticketapi.prefix"] = prefix.rstrip("/")
     if scheme not in ("http", "https") or not re.fullmatch(r"(/[0-9A-Za-z._~-]+)*/?", prefix):
         raise ValueError
@@ -3960,8 +3960,8 @@ def settle_url(environ: dict[str, Any], trusted: str) -> None:
     if trusted and trusted == {"localhost": "unix"}.get(environ["REMOTE_ADDR"], environ["REMOTE_ADDR"]):
         try:
             believe_proxy(environ)
-        except ValueError as error:
-            raise BadRequest("The X-Forwarded headers make no sense.") from error
+        except (ValueError, BadRequest) as error:
+            raise BadRequest("What X-Forwarded-For, -Proto, -Host, -Port or -Prefix says makes no sense.") from error
     host = environ.get("HTTP_HOST")
     if host is None and environ["SERVER_PROTOCOL"] != "HTTP/1.1":
         host = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
@@ -4113,6 +4113,8 @@ def http_error(error: Exception) -> bottle.HTTPError:
     """Return the answer to an exception. What is not the client's fault is logged, and its details stay in the log."""
     if isinstance(error, InvalidFields):
         return bottle.HTTPError(422, {"message": str(error), "errors": error.errors})
+    if isinstance(error, BadRequest):
+        log.info("refused a request from %s: %s", bottle.request.environ["REMOTE_ADDR"], error)
     if isinstance(error, TicketApiError) and error.status < 500:
         return bottle.HTTPError(error.status, str(error))
     log.error("request failed", exc_info=error)
@@ -4662,9 +4664,6 @@ REFUSALS = {
 }
 
 
-# Sockets and systemd ------------------------------------------------------------------------------
-
-
 def bind_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens; raises TicketApiError when the address cannot be used."""
     try:
@@ -4697,8 +4696,10 @@ def inherited_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     for sock in sockets:
         sock.set_inheritable(False)
     local = {sock.family == socket.AF_UNIX for sock in sockets}
-    if len(local) > 1 or any(sock.type != socket.SOCK_STREAM for sock in sockets):
-        raise TicketApiError("the sockets handed over must be stream sockets, either all of them Unix sockets or none")
+    if len(local) > 1 or any(
+        sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for sock in sockets
+    ):
+        raise TicketApiError("the sockets handed over must be listening stream sockets, all of them Unix sockets or none")
     return sockets
 
 
@@ -6322,7 +6323,7 @@ def run_command(argv: Sequence[str] | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 usage."""
     try:
-        if not open_streams() and "serve" not in (argv or sys.argv):
+        if not open_streams() and list(argv or sys.argv[1:])[:1] != ["serve"]:
             raise TicketApiError("standard output is closed, nobody would get the result; nothing was done")
         code = run_command(argv)
         sys.stdout.flush()
@@ -6337,8 +6338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             discard_output()
-        place = error.filename or ("see ulimit -n" if error.errno in TOO_MANY_FILES else "standard output")
-        failure = TicketApiError(f"{error.strerror}: {place}")
+        place = "see ulimit -n" if error.errno in TOO_MANY_FILES else "standard output; what was done before stays done"
+        failure = TicketApiError(f"{error.strerror}: {error.filename or place}")
     hint(f"ticketapi: {failure}")
     return failure.exit_code
 

@@ -52,7 +52,10 @@ def test_with_standard_error_closed_what_was_done_is_done(tmp_path, closed):
 
 
 @pytest.mark.parametrize("closed", [">&-", ">&- <&-"])
-@pytest.mark.parametrize("words", ["generate --count 30000", "token create", "stats", "process", "--version", "backup copy.db"])
+@pytest.mark.parametrize(
+    "words",
+    ["generate --count 30000", "token create", "token create --name serve", "stats", "process", "--version", "backup copy.db"],
+)
 def test_with_standard_output_closed_nothing_is_done_and_said(tmp_path, closed, words):
     make_desk(tmp_path / "ticketapi.db", 10)
     done = shell(tmp_path, f'"$@" {closed}', *words.split())
@@ -91,7 +94,10 @@ def test_a_server_needs_no_standard_stream(tmp_path):
 def test_what_does_not_fit_its_device_is_an_error(tmp_path, words):
     make_desk(tmp_path / "ticketapi.db", 10)
     done = shell(tmp_path, '"$@" >/dev/full', *words.split())
-    assert (done.returncode, done.stderr) == (1, "ticketapi: No space left on device: standard output\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "ticketapi: No space left on device: standard output; what was done before stays done\n",
+    )
 
 
 # Files -------------------------------------------------------------------------------------------

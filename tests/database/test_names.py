@@ -16,7 +16,7 @@ from conftest import NOON, elsewhere_locked
 import ticketapi
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere flock(2) on the desk would meet SQLite's own locks")
-IN_USE = "is in use under another name, a hard link or a bind mount; use that name, or stop the other program"
+IN_USE = "has several names (hard links, bind mounts), and another program uses one; use that same name, or wait for it"
 COMMANDS = (
     "generate",
     "process",
@@ -107,7 +107,7 @@ def test_a_server_waits_for_who_only_looks_whether_there_is_one(desk, db):
 def test_a_server_of_a_desk_that_is_in_use_under_another_name_is_refused(desk, db):
     with open(desk) as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ticketapi.TicketApiError, match="in use under another name"):
+        with pytest.raises(ticketapi.TicketApiError, match="has several names"):
             ticketapi.lock_desk(desk)
 
 

@@ -223,7 +223,7 @@ def test_what_is_served_is_not_upgraded(run, old, old_version, command):
     with elsewhere_locked(old):
         code, out, err = run(*command.split(), "--db", old)
         assert (code, out) == (1, "")
-        assert err == f"ticketapi: {old} is served by an older ticketapi; stop it, and this one will upgrade the file\n"
+        assert err == f"ticketapi: {old} is old, and served: try again, or stop the server, which is upgrading it or old, too\n"
         assert version(old) == old_version
     assert run("token", "list", "--db", old)[0] == 0
     assert version(old) == CURRENT
@@ -233,7 +233,7 @@ def test_a_log_that_is_served_is_not_upgraded(run, old_log, desk):
     upgrade(desk)
     with elsewhere_locked(desk):
         code, _, err = run("audit", "prune", "--older-than", "1d", "--db", desk)
-        assert (code, "is served by an older ticketapi" in err, version(old_log)) == (1, True, 1)
+        assert (code, "is old, and served" in err, version(old_log)) == (1, True, 1)
     assert run("audit", "prune", "--older-than", "1d", "--db", desk)[:2] == (0, "Pruned 2 audits\n")
 
 

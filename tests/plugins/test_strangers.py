@@ -115,7 +115,7 @@ def test_what_is_not_audited_is_counted_in_the_log_once_a_minute_and_in_the_metr
     for address in (ADDRESS, "198.51.100.8"):
         for _ in range(33):
             ask(api, "no token", address=address)
-    told = "over the limit of their address, without a valid token, not audited so far: {} requests"
+    told = "over the limit without a valid token, and not audited: {} so far"
     assert [record.getMessage() for record in caplog.records] == [told.format(1)]
     assert b"\nticketapi_audit_rows_omitted_total 4\n" in api.get("/metrics").body
     clock.advance(60)

@@ -63,6 +63,8 @@ SENSELESS = [
     {"For": f'"{CLIENT}'},
     {"For": "desk.example"},
     {"For": "1.2.3.4.5"},
+    {"For": "fe80::1%eth0"},
+    {"For": "[fe80::%1]:80"},
     {"Proto": "wss"},
     {"Proto": '"https'},
     {"Proto": "https http"},
@@ -97,7 +99,18 @@ def test_nobody_else_is(make_api, token, fields, trusted, address):
 def test_what_makes_no_sense_is_our_own_400(proxied, token, fields):
     status, message, rows = told(proxied, token, **fields)
     assert (status, rows) == (400, 0)
-    assert message in ("The X-Forwarded headers make no sense.", "The Host header is not valid.")
+    assert message == "What X-Forwarded-For, -Proto, -Host, -Port or -Prefix says makes no sense."
+
+
+def test_who_looks_into_the_log_sees_what_was_refused(proxied, caplog):
+    caplog.set_level("INFO", "ticketapi")
+    proxied.get("/api/stats", address=PROXY, headers={"X-Forwarded-Proto": "gopher"})
+    proxied.get("/api/stats", address=CLIENT, headers={"Host": "a b"})
+    told = "What X-Forwarded-For, -Proto, -Host, -Port or -Prefix says makes no sense."
+    assert [record.getMessage() for record in caplog.records] == [
+        f"refused a request from {PROXY}: {told}",
+        f"refused a request from {CLIENT}: The Host header is not valid.",
+    ]
 
 
 @pytest.mark.parametrize("url", ["/up", "/", "/docs", "/api/nope", "/openapi.json", "/metrics", "/api/stats"])

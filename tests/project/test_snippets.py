@@ -133,7 +133,7 @@ def test_plain_python_copies_the_desk_and_then_reads_what_has_been_closed_since(
 def test_plain_python_waits_where_the_limit_says_so(serve, tmp_path, token, sync):
     with desk_of(tmp_path) as db:
         ticketapi.generate_tickets(db, 300, ticketapi.wall_microseconds(), seed=7)
-    served = serve("--no-scheduler", "--rate", "120")
+    served = serve("--no-scheduler", "--rate", "30")
     while served.get("/api/stats", token).status == 200:
         pass  # until the bucket is empty
     assert sync(served) == on_the_desk(tmp_path)

@@ -443,7 +443,7 @@ def test_it_says_that_the_description_could_not_be_loaded_and_tries_again(visit,
 def test_without_scripts_it_leads_to_the_document_and_the_manual(visit):
     page = visit(java_script_enabled=False, ready="noscript")
     assert "docs/api.md" in page.locator("main").inner_text()
-    assert page.locator("main a").get_attribute("href") == "/openapi.json"
+    assert page.locator("main a").get_attribute("href") == "openapi.json"
 
 
 # Try it ------------------------------------------------------------------------------------------
