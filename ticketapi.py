@@ -5036,10 +5036,10 @@ class Server:
             self._cut_idle_connections()
 
     def _cut_idle_connections(self) -> None:
-        """Close those that have been idle for longest, so that there is room for the next client."""
+        """Close those that have been idle for longest, to make room for the next client, who is idle at first himself."""
         idle = [channel for channel in self._channels() if not is_busy(channel, 0.0)]
         idle.sort(key=lambda channel: channel.last_activity)
-        for channel in idle[: len(self._map) - self._connections + self._spare]:
+        for channel in idle[: min(len(self._map) - self._connections + self._spare, max(0, len(idle) - self._spare // 2))]:
             channel.will_close = True
 
     def _channels(self) -> list[Any]:
