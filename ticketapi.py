@@ -3998,16 +3998,16 @@ class AuditHook:
         environ["ticketapi.unaudited"] = True  # what has no client or URL that can be named
         settle_url(environ, self.settings.trusted_proxy)
         environ["ticketapi.unaudited"] = False
-        origin, method = environ.get("HTTP_ORIGIN", ""), environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", "")
-        if environ["REQUEST_METHOD"] == "OPTIONS" and is_shared(environ["PATH_INFO"]) and origin and method:
-            self.answer_preflight(environ, origin, method)
-        elif is_api(environ["PATH_INFO"]):
+        if environ["REQUEST_METHOD"] == "OPTIONS" and is_shared(environ["PATH_INFO"]):
+            self.answer_preflight(environ)
+        if is_api(environ["PATH_INFO"]) and not environ["ticketapi.unaudited"]:
             self.admit(environ)
 
-    def answer_preflight(self, environ: dict[str, Any], origin: str, method: str) -> None:
+    def answer_preflight(self, environ: dict[str, Any]) -> None:
         """Allow what the preflight of an allowed origin asks for; that of another goes on to its route."""
-        environ["ticketapi.unaudited"] = True
-        if "Access-Control-Allow-Origin" in self.cors.headers(origin):
+        origin, method = environ.get("HTTP_ORIGIN", ""), environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", "")
+        environ["ticketapi.unaudited"] = bool(origin and method)
+        if origin and method and "Access-Control-Allow-Origin" in self.cors.headers(origin):
             asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
             raise bottle.HTTPResponse(status=204, headers=self.cors.preflight(method, asked))
 
@@ -4052,7 +4052,7 @@ class AuditHook:
 def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, Any]:
     """Return the audit log's row of a request; every text that a client chooses is capped, and redacted as room 9 does."""
     token: Token | None = environ.get("ticketapi.token")
-    route = environ.get("bottle.route")
+    route, query = environ.get("bottle.route"), environ.get("QUERY_STRING", "")
     agent = environ.get("HTTP_USER_AGENT", "").encode("latin-1", "replace").decode("utf-8", "replace")
     return {
         "user_id": token.user_id if token else None,
@@ -4064,7 +4064,7 @@ def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, An
         "ip_address": environ.get("REMOTE_ADDR", ""),
         "user_agent": escape(cut_text(agent, MAX_AUDIT_USER_AGENT))[:MAX_AUDIT_USER_AGENT] or None,
         "duration_ms": int((tick - environ["ticketapi.tick"]) * 1000),
-        "query": audit_payload(environ.get("ticketapi.query") or parse_form(environ.get("QUERY_STRING", ""))),
+        "query": audit_payload(environ.get("ticketapi.query") or (query and parse_form(query))),
         "request_body": request_body(environ),
         "created_at": format_time(environ["ticketapi.now"]),
     }
