@@ -1721,7 +1721,6 @@ WRITING = (
     (32, 32, 31, 30, 28, 13, 11),
 )
 
-
 WORKING = (
     (1, 1, 1, 1, 1, 1, 4, 16, 50, 60, 60, 60, 45, 55, 60, 60, 60, 40, 14, 6, 3, 2, 1, 1),
     (10, 10, 10, 10, 9, 3, 2),
@@ -4675,6 +4674,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
         raise TicketApiError(f"cannot listen on --host {host}: {error.strerror}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # or the kernel keeps megabytes for who reads nothing
         sock.bind(address)
         sock.listen(1024)
     except OSError as error:
