@@ -374,9 +374,7 @@ def read_moment(text: str, now: int) -> int:
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
 BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
 OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
-WAL_KEPT = (
-    4 * 1024 * 1024
-)  # bytes of a write-ahead log that may stay while nobody writes: what SQLite lets it grow to by itself
+WAL_KEPT = 4 * 1024 * 1024  # bytes of a write-ahead log that may stay while nobody writes; SQLite itself lets it grow to that
 PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
@@ -429,11 +427,7 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
     ("malformed", TicketApiError, "{path} is damaged ({error}); restore a backup"),
     ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
-    (
-        "unable to open",
-        TicketApiError,
-        "cannot open {path}; check permissions of the file and its directory, and ulimit -n",
-    ),
+    ("unable to open", TicketApiError, "cannot open {path}; check permissions of the file and its directory, and ulimit -n"),
 )
 
 
@@ -574,6 +568,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
             file.unlink(missing_ok=True)
 
 
+IN_USE = "{path} has several names (hard links, bind mounts), and another program uses one; use that same name, or wait for it"
 HELD: dict[tuple[int, int], int] = {}  # by device and inode: this process's one descriptor of each file, never closed
 
 
@@ -624,9 +619,6 @@ def lock_desk(path: Path) -> None:
             raise TicketApiError(IN_USE.format(path=path))
     except OSError as error:
         raise TicketApiError(f"cannot open {error.filename}: {error.strerror}; check the permissions") from error
-
-
-IN_USE = "{path} has several names (hard links, bind mounts), and another program uses one; use that same name, or wait for it"
 
 
 def is_served(path: Path) -> bool:
@@ -3956,15 +3948,14 @@ def believe_proxy(environ: dict[str, Any]) -> None:
 
 def settle_url(environ: dict[str, Any], trusted: str) -> None:
     """Make client, scheme, host and prefix of a request certain, or raise BadRequest."""
+    if "HTTP_HOST" not in environ and environ["SERVER_PROTOCOL"] != "HTTP/1.1":
+        environ["HTTP_HOST"] = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
     if trusted and trusted == {"localhost": "unix"}.get(environ["REMOTE_ADDR"], environ["REMOTE_ADDR"]):
         try:
             believe_proxy(environ)
         except (ValueError, BadRequest) as error:
             raise BadRequest("What X-Forwarded-For, -Proto, -Host, -Port or -Prefix says makes no sense.") from error
-    host = environ.get("HTTP_HOST")
-    if host is None and environ["SERVER_PROTOCOL"] != "HTTP/1.1":
-        host = f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    name, port = split_host(host or "")
+    name, port = split_host(environ.get("HTTP_HOST", ""))
     environ["HTTP_HOST"] = f"{name}:{port}" if port else name
 
 
@@ -4674,7 +4665,6 @@ def bind_socket(host: str, port: int) -> socket.socket:
         raise TicketApiError(f"cannot listen on --host {host}: {error.strerror}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # or the kernel keeps megabytes for who reads nothing
         sock.bind(address)
         sock.listen(1024)
     except OSError as error:
@@ -4988,6 +4978,7 @@ class Server:
         """Let the listeners of Waitress make connections of our class."""
         for listener in self._listeners:
             listener.channel_class = channel_class()
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # or the kernel keeps megabytes unread
             listener.refused = refused
             listener.stopping = False
             listener.behind = self._behind
