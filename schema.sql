@@ -204,6 +204,59 @@ SELECT id, status, user_id, user_number, closed_number,
                    'user', json_object('id', user_id, 'name', user_name, 'email', user_email)) AS resource
 FROM tickets;
 
+-- part: postgres desk
+
+-- PostgreSQL takes the tables above, in its own words. A row of `desk` is the right to write the desk, or its audit log: who has
+-- updated it writes alone until the end of the transaction. version tells readers that what they remember is stale.
+CREATE TABLE IF NOT EXISTS desk (
+    kind           text   PRIMARY KEY,
+    version        bigint NOT NULL,
+    schema_version bigint NOT NULL
+) WITH (fillfactor = 10);
+
+INSERT INTO desk VALUES ('desk', 0, 0), ('audit', 0, 0) ON CONFLICT DO NOTHING;
+
+-- part: postgres
+
+-- The last boundary at which each job of the schedule ran, in microseconds since 1970: of many servers one runs it.
+CREATE TABLE job_boundaries (
+    job      text   PRIMARY KEY,
+    boundary bigint NOT NULL
+);
+
+-- When each user's bucket of requests will be full again, in microseconds since 1970 (the generic cell rate algorithm), and
+-- whether the last request was allowed. Unlogged: after a crash of the database the buckets are full.
+CREATE UNLOGGED TABLE rate_limits (
+    user_id bigint           PRIMARY KEY,
+    full_at double precision NOT NULL,
+    allowed boolean          NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE FUNCTION rate_clock() RETURNS double precision LANGUAGE sql VOLATILE AS
+    'SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS double precision)';
+
+-- What SQLite has and PostgreSQL has not.
+CREATE FUNCTION instr(text, text) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT CAST(strpos($1, $2) AS bigint)';
+
+CREATE FUNCTION json_each(text, OUT value bigint) RETURNS SETOF bigint LANGUAGE sql IMMUTABLE AS
+    'SELECT CAST(json_array_elements_text(CAST($1 AS json)) AS bigint)';
+
+-- As ticket_resources of the part `reader`, to the byte.
+CREATE VIEW ticket_resources AS
+SELECT id, status, user_id, user_number, closed_number,
+       concat('{"id":', id, ',"subject":', to_json(subject), ',"content":', to_json(content),
+              ',"status":"', CASE status WHEN 1 THEN 'Open' ELSE 'Closed' END, '","status_id":', status,
+              ',"created_at":"', created_at, '","updated_at":"', updated_at,
+              '","user":{"id":', user_id, ',"name":', to_json(user_name), ',"email":', to_json(user_email), '}}') AS resource
+FROM tickets;
+
+ALTER TABLE tickets ADD FOREIGN KEY (user_id) REFERENCES users (id);
+ALTER TABLE personal_access_tokens ADD FOREIGN KEY (user_id) REFERENCES users (id);
+
+-- The index of open tickets keeps an entry for each that was closed until a VACUUM, and every first page walks past them.
+ALTER TABLE tickets SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
+ALTER TABLE users SET (fillfactor = 80);
+
 -- part: audit
 
 -- One row for every request under /api. user_id and token_id refer to the desk's file, or are NULL for a request without a

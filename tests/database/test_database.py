@@ -32,7 +32,7 @@ try:
 except ticketapi.TicketApiError as error:
     print(error)
 except sqlite3.Error as error:
-    print(ticketapi.explain_sqlite_error(error, Path(sys.argv[1])))
+    print(ticketapi.explain_failure(error, Path(sys.argv[1])))
 """
 
 LOCKER = """
@@ -520,7 +520,7 @@ def cause_another_error(path):
 def test_what_sqlite_reports_names_the_file_and_the_fix(desk, db, cause, text):
     with pytest.raises(sqlite3.Error) as caught:
         cause(desk)
-    error = ticketapi.explain_sqlite_error(caught.value, Path("desk.db"))
+    error = ticketapi.explain_failure(caught.value, Path("desk.db"))
     assert str(error) == text
     assert isinstance(error, ticketapi.DeskBusy) == (cause is cause_locked)
 

