@@ -23,6 +23,7 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from clusters import database, databases  # noqa: F401  # fixtures
 from hypothesis import settings
 
 import ticketapi
@@ -33,6 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "tests" / "proofs"
 NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microseconds
 SECOND = 1_000_000
+ENGINES = ("sqlite", "postgres")
+# Folders whose tests run on both engines, but for those marked `files`: everything above the room of the database is the same.
+ON_BOTH_ENGINES = {"audit", "desk", "keys", "lists", "plugins", "routes", "watch"}
 IN_CI = os.environ.get("CI") == "true"  # where every tool is there, and random searches take their time
 # Put before a command: root, too, is then bound by the permissions of files.
 WITHOUT_PRIVILEGES = () if os.getuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
@@ -44,6 +48,13 @@ class HandClock:
 
     now: int = NOON
     tick: float = 1000.0
+    listener: object = None  # a function that is told of each new tick, as the limiter of PostgreSQL goes by another clock
+
+    def __setattr__(self, name, value):
+        """Set an attribute, and tell of a tick."""
+        super().__setattr__(name, value)
+        if name == "tick" and self.listener:
+            self.listener(value)
 
     def wall(self):
         return self.now
@@ -71,7 +82,7 @@ class Answer:
 
 @dataclass
 class Api:
-    """The real app over a desk in a file, called in process through wsgiref.validate."""
+    """The real app over a desk, called in process through wsgiref.validate."""
 
     settings: ticketapi.Settings
     clock: HandClock
@@ -217,16 +228,38 @@ def descriptors():
         os.close(ticketapi.HELD.popitem()[1])
 
 
+def pytest_generate_tests(metafunc):
+    """Run what is true on both engines on both."""
+    if "engine" in metafunc.fixturenames and runs_on_both(metafunc.definition):
+        metafunc.parametrize("engine", ENGINES, indirect=True)
+
+
+def runs_on_both(item):
+    """Tell whether a test says nothing of files."""
+    return item.path.parent.name in ON_BOTH_ENGINES and not item.get_closest_marker("files")
+
+
 @pytest.fixture
-def clock():
+def engine(request):
+    """Where the desk of a test lives: in SQLite's file, or in PostgreSQL."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture
+def clock(engine, request):
     """A clock at noon of 2025-12-04."""
-    return HandClock()
+    hand = HandClock()
+    if engine == "postgres":
+        request.getfixturevalue("desk")
+        hand.listener = request.getfixturevalue("databases").tell_clock
+        hand.listener(hand.tick)
+    return hand
 
 
 @pytest.fixture
-def desk(tmp_path):
-    """The path of a desk that does not exist yet."""
-    return tmp_path / "desk.db"
+def desk(engine, tmp_path, request):
+    """The place of a desk: a path at which there is nothing yet, or a database that is empty."""
+    return request.getfixturevalue("databases").fresh() if engine == "postgres" else tmp_path / "desk.db"
 
 
 @pytest.fixture(scope="session")
@@ -248,7 +281,7 @@ def empty_log(tmp_path_factory):
 @pytest.fixture
 def db(desk, empty_desk):
     """A connection to the desk, which is empty unless something has filled it."""
-    if not desk.exists():
+    if isinstance(desk, Path) and not desk.exists():
         shutil.copy(empty_desk, desk)
     with closing(ticketapi.open_database(desk, "desk")) as connection:
         yield connection
@@ -268,7 +301,7 @@ def make_api(desk, db, clock, empty_log):
 
     def make(schedule=None, **settings):
         chosen = replace(ticketapi.Settings(db=desk), **settings)
-        if not chosen.audit_db.exists():
+        if isinstance(chosen.audit_db, Path) and not chosen.audit_db.exists():
             shutil.copy(empty_log, chosen.audit_db)
         readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
         made.extend((readers, audit))
