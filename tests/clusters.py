@@ -1,4 +1,4 @@
-"""A PostgreSQL for the tests: a cluster of their own in a temporary folder, or the server that TICKETAPI_TEST_POSTGRES names."""
+"""A PostgreSQL for the tests: a cluster of their own in a temporary folder, or that of TICKETAPI_TEST_POSTGRES."""
 
 import os
 import shutil
@@ -31,7 +31,10 @@ SHAPE = """
     SELECT string_agg(concat_ws(' ', relname, relkind, attname, atttypid), ',' ORDER BY relname, attnum)
     FROM pg_class
     JOIN pg_attribute ON attrelid = pg_class.oid
-    WHERE relnamespace = CAST('public' AS regnamespace) AND relkind IN ('r', 'v', 'i', 'S') AND attnum > 0 AND NOT attisdropped"""
+    WHERE relnamespace = CAST('public' AS regnamespace)
+        AND relkind IN ('r', 'v', 'i', 'S')
+        AND attnum > 0
+        AND NOT attisdropped"""
 # To empty a table that holds little takes a third of what it takes to truncate it.
 EMPTY = """
     DELETE FROM tickets; DELETE FROM personal_access_tokens; DELETE FROM users; DELETE FROM api_audits;
@@ -166,24 +169,29 @@ class Databases:
 
     def fresh(self):
         """Return the place of an empty desk, always the same one: to make a database takes a hundred times as long."""
-        if self.session and self.shape() == self.sound:
+        if not self.session:
+            self.begin()
+        if self.shape() == self.sound:
             self.session.execute(EMPTY)
         else:
-            self.close()
-            self.begin()
+            self.make_anew()
         return self.place(self.name)
 
     def begin(self):
-        """Make the desk that is emptied for each test."""
+        """Make the database that is emptied for each test."""
         import psycopg
 
-        self.name = self.create()
-        ticketapi.open_database(self.place(self.name), "desk").close()
+        self.name, self.sound = self.create(), ""
         self.session = psycopg.connect(self.cluster.url(self.name), autocommit=True)
-        self.session.execute(HAND_CLOCK)
-        self.session.execute("CREATE TABLE tests.desk AS SELECT * FROM desk")
         self.session.execute("SET lock_timeout = '5s'")  # a test that has left a transaction open is told so
         self.session.execute("SET client_min_messages = error")
+
+    def make_anew(self):
+        """Make the desk, in place of one that a test has damaged."""
+        self.session.execute("DROP SCHEMA IF EXISTS public, tests CASCADE; CREATE SCHEMA public")
+        ticketapi.open_database(self.place(self.name), "desk").close()
+        self.session.execute(HAND_CLOCK)
+        self.session.execute("CREATE TABLE tests.desk AS SELECT * FROM desk")
         self.sound = self.shape()
 
     def shape(self):

@@ -150,6 +150,26 @@ def close_out_of_order(db, ids, now):
         ticketapi.close_in_order(db, tickets, [now] * len(ids))
 
 
+def run_sql(db, script):
+    """Run statements that no constraint, reference or view holds up; others are told of the change."""
+    if isinstance(db, ticketapi.PostgresConnection):
+        with ticketapi.transaction(db):
+            db.run(re.sub(r"(DROP TABLE \w+)", r"\1 CASCADE", script))
+    else:
+        db.executescript(f"PRAGMA foreign_keys = OFF; {script}")
+
+
+def queries_of(db):
+    """Return a list that gets the statements that a connection sends from now on."""
+    statements = []
+    if isinstance(db, ticketapi.PostgresConnection):
+        plain = db.execute
+        db.execute = lambda sql, values=(): (statements.append(sql), plain(sql, values))[1]
+    else:
+        db.set_trace_callback(statements.append)
+    return statements
+
+
 @contextmanager
 def elsewhere_locked(desk):
     """Let another process have the lock of a desk, as a server of any version has."""
@@ -200,10 +220,16 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What stands in the folder of the proofs is a proof."""
+    """What stands in the folder of the proofs is a proof; a case that is marked `files` is none of PostgreSQL's."""
     for item in items:
         if PROOFS in item.path.parents:
             item.add_marker(pytest.mark.proof)
+    items[:] = [item for item in items if not (is_on(item, "postgres") and item.get_closest_marker("files"))]
+
+
+def is_on(item, engine):
+    """Tell whether a test was given an engine."""
+    return hasattr(item, "callspec") and item.callspec.params.get("engine") == engine
 
 
 @pytest.fixture(scope="session")
