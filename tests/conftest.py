@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from hypothesis import settings
 
 import ticketapi
 
-pytest.register_assert_rewrite("attacks", "faults", "fuzz", "soundness", "upgrades")
+pytest.register_assert_rewrite("attacks", "faults", "fuzz", "pairs", "soundness", "upgrades")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "tests" / "proofs"
@@ -131,6 +131,13 @@ class Api:
         """Return the rows of the audit log, oldest first, as dicts."""
         with closing(ticketapi.connect(self.settings.audit_db)) as db:
             return [dict(row) for row in db.execute("SELECT * FROM api_audits ORDER BY id")]
+
+
+def make_served(settings, clock, stack, schedule=None):
+    """Return an Api over a desk that is there; what it opens is closed with a stack."""
+    readers = stack.enter_context(closing(ticketapi.Readers(settings.db)))
+    audit = stack.enter_context(closing(ticketapi.AuditLog(settings.audit_db)))
+    return Api(settings, clock, readers, audit, ticketapi.make_app(settings, readers, audit, clock, schedule=schedule))
 
 
 def examples(count):
@@ -323,20 +330,15 @@ def small_batches(monkeypatch):
 @pytest.fixture
 def make_api(desk, db, clock, empty_log):
     """Return a function that makes an Api over the desk, with settings of its own."""
-    made = []
+    with ExitStack() as stack:
 
-    def make(schedule=None, **settings):
-        chosen = replace(ticketapi.Settings(db=desk), **settings)
-        if isinstance(chosen.audit_db, Path) and not chosen.audit_db.exists():
-            shutil.copy(empty_log, chosen.audit_db)
-        readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
-        made.extend((readers, audit))
-        app = ticketapi.make_app(chosen, readers, audit, clock, schedule=schedule)
-        return Api(chosen, clock, readers, audit, app)
+        def make(schedule=None, **settings):
+            chosen = replace(ticketapi.Settings(db=desk), **settings)
+            if isinstance(chosen.audit_db, Path) and not chosen.audit_db.exists():
+                shutil.copy(empty_log, chosen.audit_db)
+            return make_served(chosen, clock, stack, schedule)
 
-    yield make
-    for item in made:
-        item.close()
+        yield make
 
 
 @pytest.fixture
