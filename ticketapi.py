@@ -19,6 +19,7 @@ Commands
     audit      show and follow the audit log, and prune it
     check      look for damage, wrong counters, open file modes and versions with known problems
     backup     copy the desk, and with --audit its audit log, while a server runs
+    copy       copy the desk into another file or database, from SQLite to PostgreSQL or back
 
 Configuration
     Every option can be given as a flag, as an environment variable (--generate-every is TICKETAPI_GENERATE_EVERY), or left
@@ -93,7 +94,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
@@ -400,6 +401,7 @@ ORPHANS = """
 DIALECT = (
     ("CAST(group_concat(resource) AS BLOB)", "string_agg(resource, ',')"),
     ("CAST(resource AS BLOB)", "resource"),
+    ("seq FROM sqlite_sequence WHERE name = :name", "last_value FROM pg_sequences WHERE sequencename = :name || '_id_seq'"),
     ("name FROM sqlite_master", "relname FROM pg_class WHERE relnamespace = to_regnamespace(CAST(current_schema() AS text))"),
     ("PRAGMA foreign_key_check", ORPHANS),
     ("PRAGMA data_version", "SELECT version FROM desk WHERE kind = 'desk'"),
@@ -420,17 +422,12 @@ DDL_DIALECT = (
     (r"\bINTEGER\b", "bigint"),
     (r"\bTEXT\b", 'text COLLATE "C"'),
     (r"\) STRICT(, WITHOUT ROWID)?", ")"),
-    (r" REFERENCES users \(id\)", ""),  # added when the rows are there
     (r"users \(tickets_count DESC\)", "users (tickets_count DESC, id)"),
 )
 
 
 class PostgresError(Exception):
-    """What PostgreSQL reports; its second argument is the SQLSTATE, empty for what libpq says."""
-
-    def __str__(self) -> str:
-        """Return the message."""
-        return str(self.args[0])
+    """What PostgreSQL reports, with its SQLSTATE in brackets, or libpq."""
 
 
 class RowFault(PostgresError):
@@ -598,7 +595,7 @@ class PostgresConnection:
         except psycopg.Error as error:
             if session:
                 session.close()
-            raise Unreachable(str(error).strip() or "no answer", error.sqlstate or "") from error
+            raise Unreachable(str(error).strip() or "no answer") from error
         return session
 
     def _use(self, session: Any) -> None:
@@ -645,7 +642,7 @@ class PostgresConnection:
             self._warned = False
             self.run(CONTROL[sql].format(self.leads))
             if self._warned and sql == "COMMIT":
-                raise PostgresError("no standby has confirmed this commit, which may get lost; look before you repeat it", "")
+                raise PostgresError("no standby has confirmed this commit, which may get lost; look before you repeat it")
             return Result()
         name, keys = self._prepared.get(sql) or self._prepare(sql, *translate(sql))
         given = [None if (value := values[key]) is None else str(value).replace("\0", "\ufffd").encode() for key in keys]
@@ -667,9 +664,9 @@ class PostgresConnection:
         """Run one statement for many rows of values, at once; many new rows by COPY."""
         text, keys = translate(sql)
         rows = list(rows)
-        plain = re.fullmatch(r"\s*INSERT INTO (\w+) \(([^)]*)\)\s*VALUES \([?, ]*\)", sql)
+        plain = re.fullmatch(r"\s*INSERT INTO (\w+ \([^)]*\))\s*VALUES \([?, ]*\)", sql)
         if plain and len(rows) >= COPIED_ROWS:
-            self.copy_in(plain[1], plain[2], rows)
+            self.copy_in(plain[1], rows)
         elif rows:
             columns = [[row[key] for row in rows] for key in keys]
             text = for_all(text, columns)
@@ -677,9 +674,9 @@ class PostgresConnection:
             arrays = [write_array(column) for column in columns]
             self._ask(lambda link: link.send_query_prepared(name, arrays))
 
-    def copy_in(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+    def copy_in(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows by COPY, a few thousand at a time in memory (https://www.postgresql.org/docs/current/sql-copy.html)."""
-        self.run(f"COPY {table} ({columns}) FROM STDIN")
+        self.run(f"COPY {table} FROM STDIN")
         rows = iter(rows)
         while chunk := list(islice(rows, FETCHED_ROWS)):
             lines = "\n".join(
@@ -714,11 +711,11 @@ class PostgresConnection:
                     return result
                 code, reason = ((result.error_field(each) or b"").decode() for each in (SQLSTATE, MESSAGE))
                 if not link.status:
-                    raise (RowFault if code[:2] in ("22", "23") else PostgresError)(reason, code)
+                    raise (RowFault if code[:2] in ("22", "23") else PostgresError)(f"{reason} [{code}]")
         self._session.close()
         if kept:
             self.place.lost(reason)
-        raise Unreachable(reason, "")
+        raise Unreachable(reason)
 
     def _receive(self, link: Any, until: float) -> Any:
         """Wait for the results of what was sent; return the first error, or the last."""
@@ -823,6 +820,7 @@ LOG_READER = Profile(
 )  # for a request to this process's own server, which waits for nobody
 INSPECTOR = Profile(wal=False, cache_kib=49_152, seconds=3600.0)  # that cache takes a quarter off an integrity check
 VISITOR = INSPECTOR._replace(writes=False, strict=False)
+COPIER = WRITER._replace(seconds=3600.0)
 COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
 
 
@@ -868,8 +866,7 @@ FAILURES = (sqlite3.Error, UnicodeDecodeError, PostgresError)
 def explain_failure(error: Exception, path: Place) -> TicketApiError:
     """Turn what an engine reports into one line that names the place and the fix."""
     if isinstance(error, PostgresError):
-        said = " ".join(map(str, error.args))
-        kind, text = next((kind, text) for fragment, kind, text in POSTGRES_EXPLANATIONS if fragment in said)
+        kind, text = next((kind, text) for fragment, kind, text in POSTGRES_EXPLANATIONS if fragment in str(error))
         return kind(text.format(path=path, error=str(error).splitlines()[0]))
     if isinstance(path, Postgres):
         return TicketApiError(f"{path}: {error}")
@@ -988,7 +985,7 @@ def probe_place(place: Place, db: Connection) -> None:
     if isinstance(place, Path):
         probe_disk(place)
     elif db.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
-        raise PostgresError("it is a standby", "25006")
+        raise PostgresError("it is a standby [25006]")
 
 
 def sync_to_disk(path: Path) -> None:
@@ -1283,25 +1280,19 @@ def open_postgres(place: Postgres, kind: str) -> PostgresConnection:
     return db
 
 
-def create_postgres_schema(db: PostgresConnection, fill: Callable[[], object] = lambda: None) -> None:
-    """Create the tables of desk and log in one transaction, unless another program has done so meanwhile.
-
-    Rows that `fill` brings come before indexes and references, which then cost less.
-    """
+def create_postgres_schema(db: PostgresConnection) -> None:
+    """Create the tables of desk and log in one transaction, unless another program has done so meanwhile."""
     with suppress(RowFault):  # two may make the same table at the same moment
         db.run(";".join(schema_statements("postgres desk")))
-    tables = sorted((sql for kind in KINDS for sql in schema_statements(kind)), key=lambda sql: "INDEX " in sql)
+    script = ";".join(sql for kind in KINDS for sql in schema_statements(kind))
     for ours, theirs in DDL_DIALECT:
-        tables = [re.sub(ours, theirs, sql) for sql in tables]
+        script = re.sub(ours, theirs, script)
     with transaction(db):
-        if read_version(db, "desk"):
-            return
-        first_index = next(i for i, sql in enumerate(tables) if "INDEX " in sql)
-        db.run(";".join(tables[:first_index]))
-        fill()
-        db.run(";".join([*tables[first_index:], *schema_statements("postgres")]))
-        versions = [(kind.version, name) for name, kind in KINDS.items()]
-        db.executemany("UPDATE desk SET schema_version = ? WHERE kind = ?", versions)
+        if not read_version(db, "desk"):
+            db.run(";".join([script, *schema_statements("postgres")]))
+            db.executemany(
+                "UPDATE desk SET schema_version = ? WHERE kind = ?", [(known.version, kind) for kind, known in KINDS.items()]
+            )
 
 
 def open_file(path: Path, kind: str) -> sqlite3.Connection:
@@ -1447,9 +1438,35 @@ def claim(db: Connection, job: str, due: int, step: int) -> bool:
     return not isinstance(db, PostgresConnection) or claim_boundary(db, job, due, step)
 
 
-def server_version(db: Connection) -> str:
-    """Return which SQLite or PostgreSQL answers."""
-    return db.version if isinstance(db, PostgresConnection) else sqlite3.sqlite_version
+TABLES = {
+    "desk": ("users", "tickets", "ticket_counts", "ticket_arrivals", "ticket_closings", "personal_access_tokens"),
+    "audit": ("api_audits",),
+}
+
+
+def read_table(db: Connection, table: str) -> Iterator[Any]:
+    """Yield the rows of one of TABLES, in a snapshot."""
+    return stream(db, f"SELECT * FROM {table} ORDER BY 1, 2")  # noqa: S608
+
+
+def write_table(db: Connection, table: str, rows: Iterator[Any]) -> None:
+    """Put rows into one of TABLES in place of those that it has."""
+    db.execute(f"DELETE FROM {table}")  # noqa: S608
+    if isinstance(db, PostgresConnection):
+        db.copy_in(table, rows)
+    elif first := next(rows, None):
+        db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(first))})", chain([first], rows))  # noqa: S608
+
+
+def copy_last_id(source: Connection, target: Connection, table: str) -> None:
+    """Let a table of AUTOINCREMENT go on after the last id that another one has given, also to a row that is gone."""
+    find = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = :name), 0)"
+    last = source.execute(find, {"name": table}).fetchone()[0]
+    if isinstance(target, PostgresConnection):
+        target.execute("SELECT setval(CAST(:name AS regclass), :last)", {"name": f"{table}_id_seq", "last": last or 1})
+    else:
+        target.execute("DELETE FROM sqlite_sequence WHERE name = :name", {"name": table})
+        target.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)", {"name": table, "last": last})
 
 
 def stream(db: Connection, sql: str) -> Iterator[Any]:
@@ -2034,10 +2051,10 @@ def delete_expired_tokens(db: Connection, now: str) -> int:
     return execute(db, "DELETE FROM personal_access_tokens WHERE expires_at <= :now", now=now).rowcount
 
 
-def take_permission(db: Connection, user_id: object, wait: float) -> tuple[bool, float]:
-    """Take a permission of a user's bucket, which gets one each `wait` microseconds; return whether there was one.
+def take_permission(db: Connection, user_id: object, size: int) -> tuple[bool, float]:
+    """Take a permission of a user's bucket; return whether there was one, and how many there are now, a minute filling it.
 
-    Also returns in how many microseconds the bucket will be full (https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
+    https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
     """
     sql = """
         INSERT INTO rate_limits AS held (user_id, full_at, allowed)
@@ -2046,20 +2063,20 @@ def take_permission(db: Connection, user_id: object, wait: float) -> tuple[bool,
         SET allowed = greatest(held.full_at + :wait, excluded.full_at) - excluded.full_at <= 60000000.5 - :wait,
             full_at = CASE WHEN greatest(held.full_at + :wait, excluded.full_at) - excluded.full_at <= 60000000.5 - :wait
                       THEN greatest(held.full_at + :wait, excluded.full_at) ELSE held.full_at END
-        RETURNING allowed, full_at - rate_clock()"""
-    row = fetch_all(db, sql, user_id=user_id, wait=wait)[0]
+        RETURNING allowed, (60000000 - full_at + rate_clock()) / :wait"""
+    row = fetch_all(db, sql, user_id=user_id, wait=60_000_000 / size)[0]
     return bool(row[0]), row[1]
 
 
-def list_permissions(db: Connection, limit: int) -> list[Row]:
-    """Return user and microseconds until it is full of the buckets that are not, the emptiest first."""
+def list_permissions(db: Connection, limit: int, size: int) -> list[tuple[int, int]]:
+    """Return users and the permissions in their buckets, the fewest first; those that are full are left out."""
     sql = """
-        SELECT user_id, full_at - rate_clock()
+        SELECT user_id, (60000000 - full_at + rate_clock()) / :wait
         FROM rate_limits
         WHERE full_at > rate_clock()
         ORDER BY full_at DESC
         LIMIT :limit"""
-    return fetch_all(db, sql, limit=limit)
+    return [(row[0], int(row[1])) for row in fetch_all(db, sql, limit=limit, wait=60_000_000 / size)]
 
 
 class AuditFilter(NamedTuple):
@@ -2387,6 +2404,7 @@ class Clock:
 BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
 
 Report = Callable[[int], object]  # takes how many tickets are done, after each batch
+silent: Report = lambda done: None  # noqa: E731
 
 
 def batches(count: int) -> Iterator[int]:
@@ -2468,7 +2486,7 @@ def add_tickets(db: Connection, seed: int, first_id: int, moments: Sequence[tupl
     add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
 
 
-def generate_tickets(db: Connection, count: int, now: int, seed: int, report: Report = lambda done: None) -> int:
+def generate_tickets(db: Connection, count: int, now: int, seed: int, report: Report = silent) -> int:
     """Add open tickets of this moment, in batches that are committed one by one; return how many."""
     done = 0
     for size in batches(count):
@@ -2508,7 +2526,7 @@ def close_in_order(db: Connection, tickets: Iterable[Any], moments: Iterable[int
     return [ticket_id for _, _, ticket_id in closings]
 
 
-def process_tickets(db: Connection, count: int, now: int, report: Report = lambda done: None) -> list[int]:
+def process_tickets(db: Connection, count: int, now: int, report: Report = silent) -> list[int]:
     """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
     closed: list[int] = []
     for size in batches(count):
@@ -2521,9 +2539,7 @@ def process_tickets(db: Connection, count: int, now: int, report: Report = lambd
     return closed
 
 
-def generate_history(
-    db: Connection, count: int, since: int, now: int, seed: int, report: Report = lambda done: None
-) -> tuple[int, int]:
+def generate_history(db: Connection, count: int, since: int, now: int, seed: int, report: Report = silent) -> tuple[int, int]:
     """Spread tickets over the last `since` seconds and close all but a backlog; return how many came and were closed.
 
     Tickets that were open before go first. Raises TicketApiError when the period begins before the newest ticket, or when
@@ -3228,16 +3244,11 @@ class DeskBucket(TokenBucket):
 
     def take(self, key: object, now: float) -> Limit:
         """Take one permission from a user's bucket, if there is one."""
-        wait = MINUTE * MICROSECONDS / self.size
-        allowed, full_in = take_permission(self.readers.get().db, key, wait)
-        return self.answer(allowed, min(self.size, self.size - full_in / wait))
+        return self.answer(*take_permission(self.readers.get().db, key, self.size))
 
     def emptiest(self, count: int, now: float) -> list[tuple[Any, int]]:
         """Return users and what remains in their buckets, the least first; those that are full are left out."""
-        wait = MINUTE * MICROSECONDS / self.size
-        return [
-            (user_id, int(self.size - full_in / wait)) for user_id, full_in in list_permissions(self.readers.get().db, count)
-        ]
+        return list_permissions(self.readers.get().db, count, self.size)
 
 
 def make_buckets(readers: Readers, rate: int) -> TokenBucket | None:
@@ -4033,7 +4044,7 @@ class Readiness:
         except FAILURES as error:
             if not isinstance(error, Unreachable):
                 log.warning("not ready: %s", explain_failure(error, self.path))
-            return "The database is read-only." if "25006" in error.args else "The database does not answer."
+            return "The database is read-only." if "25006" in str(error) else "The database does not answer."
         except OSError as error:
             log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
             return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
@@ -4292,13 +4303,11 @@ def check_everything(settings: Settings) -> list[Finding]:
 def check_postgres(place: Postgres) -> list[Finding]:
     """Check versions and a desk in PostgreSQL, in one state of it."""
     findings = [judge_package(name, package_version(name)) for name in ("bottle", "waitress", "psycopg")]
-    db = open_read_only(place, "desk")
-    if db is None:
-        raise TicketApiError(f"there is no desk in {place}; another command, such as `token list`, makes one")
-    with closing(db), explained(place), snapshot(db):
+    with explained(place), closing(connect_postgres(place, INSPECTOR)) as db, snapshot(db):
+        if not (version := read_version(db, "desk")):
+            raise TicketApiError(f"there is no desk in {place}; another command, such as `token list`, makes one")
         check_tables(db, "desk", place)
-        findings.append(Finding(OK, str(place), "server", server_version(db)))
-        findings.append(Finding(OK, str(place), "schema", f"version {KINDS['desk'].version}"))
+        findings += [Finding(OK, str(place), "server", db.version), Finding(OK, str(place), "schema", f"version {version}")]
         return findings + [attempt(place, *check) for check in checks_of(db, "desk", True) if check[0] in POSTGRES_CHECKS]
 
 
@@ -4377,8 +4386,10 @@ def plan_backups(settings: Settings, destination: str) -> list[Backup]:
     return backups
 
 
-def refuse_own_files(desk: Path, destination: Path) -> None:
+def refuse_own_files(desk: Place, destination: Path) -> None:
     """Refuse the desk, its audit log and what SQLite puts beside them, by whatever name, there already or not."""
+    if isinstance(desk, Postgres):
+        return
     for base in (desk, log_path(desk)):
         for file in (base, *sidecars(base), lock_path(base)):
             same = os.path.realpath(destination) == os.path.realpath(file)
@@ -4452,6 +4463,102 @@ def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Ca
     except OSError as error:
         raise TicketApiError(f"cannot write {backups[0].destination}: {error.strerror}; no backup was made") from error
     return copies
+
+
+@dataclass
+class Tally:
+    """How many rows passed, and a hash over them, the same in this process for the same rows in any order."""
+
+    rows: int = 0
+    digest: int = 0
+
+    def watch(self, rows: Iterable[Any], report: Report = silent) -> Iterator[Any]:
+        """Pass rows on; `report` gets how many of them, now and then."""
+        for row in rows:
+            self.rows += 1
+            self.digest = (self.digest + hash(tuple(row))) % 2**64
+            if not self.rows % 5000:
+                report(self.rows)
+            yield row
+
+
+def copy_tables(source: Connection, target: Connection, kind: str, report: Report) -> dict[str, int]:
+    """Copy desk or log within transactions of both, and read it back; return how many rows each table has."""
+    copied: dict[str, int] = {}
+    for table in TABLES[kind]:
+        sent, found = Tally(), Tally()
+        write_table(target, table, sent.watch(read_table(source, table), report if table == "tickets" else silent))
+        for _ in found.watch(read_table(target, table)):
+            pass
+        if found != sent:
+            raise TicketApiError(f"{table} differs from what was copied; nothing was kept")
+        if table in ("personal_access_tokens", "api_audits"):
+            copy_last_id(source, target, table)
+        copied[table] = sent.rows
+    return copied
+
+
+def copy_to_postgres(sources: Mapping[str, Connection], target: Postgres, report: Report) -> dict[str, int]:
+    """Copy into a database whose desk is empty or not there, all of it or nothing."""
+    with explained(target), closing(open_postgres(target, "desk")) as made, closing(connect_postgres(target, COPIER)) as db:
+        made.close()
+        with transaction(db):
+            refuse_filled(db, target)
+            copied = {kind: copy_tables(source, db, kind, report) for kind, source in sources.items()}
+    return {table: rows for tables in copied.values() for table, rows in tables.items()}
+
+
+def copy_to_files(sources: Mapping[str, Connection], target: Path, report: Report) -> dict[str, int]:
+    """Copy into files that are not there, or hold an empty desk, all of it or nothing."""
+    copied: dict[str, int] = {}
+    with ExitStack() as stack:
+        files = {kind: target if kind == "desk" else log_path(target) for kind in sources}
+        parts = {kind: stack.enter_context(temporary_file(file)) for kind, file in files.items()}
+        for kind, source in sources.items():
+            with closing(connect_file(parts[kind], COPY)) as db:
+                create_schema(db, kind)
+                with transaction(db):
+                    copied |= copy_tables(source, db, kind, report)
+            sync_to_disk(parts[kind])
+        for kind, file in files.items():
+            check_target(file, kind)
+            os.replace(parts[kind], file)
+        sync_to_disk(target.parent)
+    return copied
+
+
+def check_target(path: Path, kind: str) -> None:
+    """Refuse a file that holds anything but an empty desk or log."""
+    check_destination(path, force=True)
+    if path.exists() and (db := open_read_only(path, kind)):
+        with closing(db):
+            refuse_filled(db, path)
+
+
+def refuse_filled(db: Connection, place: Place) -> None:
+    """Refuse a desk that holds anything."""
+    if next(read_table(db, "users"), None):
+        raise TicketApiError(f"{place} has a desk already; choose an empty one, or another DEST")
+
+
+def copy_desk(settings: Settings, target: Place, report: Report) -> dict[str, int]:
+    """Copy a desk, and with `audit` its log, to another place; return how many rows each table has."""
+    with ExitStack() as stack:
+        sources = {}
+        for kind in ("desk", "audit") if settings.audit else ("desk",):
+            place = settings.db if kind == "desk" else settings.audit_db
+            if db := open_read_only(place, kind, views=True):
+                stack.enter_context(explained(place))
+                stack.enter_context(closing(db))
+                stack.enter_context(snapshot(db))
+                sources[kind] = db
+        if "desk" not in sources:
+            raise TicketApiError(f"there is no desk at {settings.db}")
+        if isinstance(target, Postgres):
+            return copy_to_postgres(sources, target, report)
+        refuse_own_files(settings.db, target)
+        check_target(target, "desk")
+        return copy_to_files(sources, target, report)
 
 
 def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
@@ -5850,7 +5957,7 @@ GROUPS = (
     ("Run it", ("serve",)),
     ("Tickets", ("generate", "process", "tickets", "stats")),
     ("Access", ("token",)),
-    ("Look after it", ("audit", "check", "backup")),
+    ("Look after it", ("audit", "check", "backup", "copy")),
 )  # of commands, by their first words
 
 
@@ -5915,6 +6022,12 @@ COMMANDS = tuple(
             "copy the desk, while a server runs",
             "db audit force json",
             ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
+        ),
+        (
+            "copy",
+            "copy the desk into another file or database, from SQLite to PostgreSQL or back",
+            "db audit json",
+            ("copy postgresql://desk@db1/desk --audit", "copy small.db --db postgresql://desk@db1/desk"),
         ),
     )
 )
@@ -6005,12 +6118,16 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         parser.add_argument(option.flag, dest=name, action=action, metavar=option.metavar, help=text)
 
 
-def read_token_id(text: str) -> int:
-    """Read the id of a token, as an argument."""
-    try:
-        return read_id(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse say why a positional argument cannot be read."""
+
+    def read_argument(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read_argument
 
 
 def read_which(text: str) -> str | int:
@@ -6018,9 +6135,9 @@ def read_which(text: str) -> str | int:
     if text in ("open", "closed"):
         return text
     if whole_number(text) is not None:
-        return read_token_id(text)
+        return read_id(text)
     meant = did_you_mean(closest(text, ("open", "closed")))
-    raise argparse.ArgumentTypeError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
+    raise ValueError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
 
 
 def list_commands() -> str:
@@ -6073,12 +6190,15 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
         allow_abbrev=False,
     )
     if command.words == "token revoke":
-        parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
+        parser.add_argument("token_id", metavar="ID", type=argument(read_id), help="the token's id, as `token list` shows it")
     if command.words == "tickets":
         text = "open (oldest first, the default), closed (most recently closed first), or a ticket's id"
-        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=read_which, help=text)
+        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=argument(read_which), help=text)
     if command.words == "backup":
         parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
+    if command.words == "copy":
+        text = "file or postgresql:// URL; what is there must be an empty desk"
+        parser.add_argument("target", metavar="DEST", type=argument(read_place), help=text)
     add_options(parser, command.options)
     parser.set_defaults(options=command.options, words=command.words)
     return parser
@@ -6804,6 +6924,23 @@ def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str
     return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
 
 
+def command_copy(settings: Settings, target: Place) -> int:
+    """Copy the desk, and its audit log if asked for, into another file or database."""
+    with closing(open_desk(settings)) as db:
+        total = sum(list_ticket_counts(db).values())
+    try:
+        with Progress(total, sys.stderr, time.monotonic) as progress:
+            rows = copy_desk(settings, target, progress)
+    except KeyboardInterrupt:
+        raise TicketApiError("interrupted; nothing was copied") from None
+    counts = [plural(rows["tickets"], "ticket"), plural(rows["users"], "user"), plural(rows["personal_access_tokens"], "token")]
+    counts += [plural(rows["api_audits"], "request")] if "api_audits" in rows else []
+    names = {"tickets": "tickets", "users": "users", "tokens": "personal_access_tokens", "requests": "api_audits"}
+    record = {"db": str(target), **{name: rows.get(table) for name, table in names.items()}}
+    print_result(settings, record, f"Copied {', '.join(counts)} to {target}")
+    return 0
+
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -6949,6 +7086,7 @@ RUN: dict[str, Callable[..., int]] = {
     "audit prune": command_audit_prune,
     "check": command_check,
     "backup": command_backup,
+    "copy": command_copy,
 }  # by the words of `COMMANDS`
 
 
@@ -6968,7 +7106,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     settings = replace(settings, db=follow_link(settings.db) if isinstance(settings.db, Path) else settings.db)
     if args.words != "serve":
         enter_desk(settings.db)
-    more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
+    more = {name: getattr(args, name) for name in ("token_id", "destination", "target", "which") if hasattr(args, name)}
     try:
         with signals_interrupt():
             return RUN[args.words](settings, **more)
