@@ -378,7 +378,7 @@ def read_moment(text: str, now: int) -> int:
 # ======================================================================================================================
 
 RETRY_SECONDS = 0.25  # between two tries to reach a database again
-CONNECT_SECONDS = 3  # for each host
+CONNECT_SECONDS = 2  # for each host; libpq's least
 COPIED_ROWS = 100  # from which on COPY is cheaper than an INSERT
 FETCHED_ROWS = 5000  # of a large result, that are in memory at a time
 COPY_IN, FATAL_ERROR = 4, 7  # of libpq's ExecStatusType
@@ -482,6 +482,7 @@ def row_reader(result: Any) -> Callable[[Any], Result]:
     return read
 
 
+@lru_cache(maxsize=256)
 def translate(sql: str) -> tuple[str, list[Any]]:
     """Put a statement into PostgreSQL's words: `:name`, `?` and `?1` become `$1`; return it with the keys of its values."""
     for ours, theirs in DIALECT:
@@ -504,13 +505,18 @@ def write_array(values: Sequence[Any]) -> bytes:
     return f"{{{','.join(texts)}}}".replace("\0", "\ufffd").encode()
 
 
-def for_all(sql: str, columns: Sequence[Sequence[Any]]) -> str:
+def kind_of(values: Iterable[Any]) -> str:
+    """Return the type of a column of values: bigint, text, or nothing where there is none."""
+    first = next((value for value in values if value is not None), None)
+    return "" if first is None else "bigint" if isinstance(first, int) else "text"
+
+
+@lru_cache(maxsize=256)
+def for_all(sql: str, kinds: tuple[str, ...]) -> str:
     """Turn a translated statement for one row into one for all rows of some columns: to run it for each took twice as long."""
-    kinds = ["bigint" if any(isinstance(value, int) for value in column) else "text" for column in columns]
-    arrays = ", ".join(f"CAST(${i} AS {kind}[])" for i, kind in enumerate(kinds, 1))
-    source = f"FROM unnest({arrays}) AS many({', '.join(f'c{i}' for i in range(1, len(columns) + 1))})"
-    empty = [all(value is None for value in column) for column in columns]
-    sql = re.sub(r"\$([0-9]+)", lambda found: "NULL" if empty[int(found[1]) - 1] else f"c{found[1]}", sql)
+    arrays = ", ".join(f"CAST(${i} AS {kind or 'text'}[])" for i, kind in enumerate(kinds, 1))
+    source = f"FROM unnest({arrays}) AS many({', '.join(f'c{i}' for i in range(1, len(kinds) + 1))})"
+    sql = re.sub(r"\$([0-9]+)", lambda found: f"c{found[1]}" if kinds[int(found[1]) - 1] else "NULL", sql)
     if "VALUES" in sql:
         return re.sub(r"VALUES \((.*?)\)", rf"SELECT \1 {source}", sql, flags=re.DOTALL)
     before, _, after = sql.rpartition("WHERE")
@@ -564,6 +570,8 @@ class Postgres:
                 break
             except (PostgresError, TicketApiError):
                 time.sleep(RETRY_SECONDS)
+        else:
+            return  # the server ends
         self.restored += 1
         self.down = ""
         log.info("the database answers again: %s", self)
@@ -582,6 +590,7 @@ class PostgresConnection:
         self.place, self.setup, self.leads, self.seconds = place, setup, leads, seconds
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
         self._walks = 0
+        self.kept = False  # one that is made anew when it breaks
         self._use(self.dial())
 
     def dial(self) -> Any:
@@ -603,6 +612,8 @@ class PostgresConnection:
         self._session, self._link, self._warned = session, session.pgconn, False
         self._prepared: dict[str, tuple[bytes, Sequence[Any]]] = {}
         self._readers: dict[str, Callable[[Any], Result]] = {}
+        self._poll = select.poll()
+        self._poll.register(self._link.socket, select.POLLIN)
         session.add_notice_handler(self._note)
 
     def _note(self, notice: Any) -> None:
@@ -617,7 +628,8 @@ class PostgresConnection:
 
     def close(self) -> None:
         """End the connection."""
-        with suppress(ValueError):
+        if self.kept:
+            self.kept = False
             self.place.kept.remove(self)
         self.replace_session(None)
         self._session.close()
@@ -669,7 +681,7 @@ class PostgresConnection:
             self.copy_in(plain[1], rows)
         elif rows:
             columns = [[row[key] for row in rows] for key in keys]
-            text = for_all(text, columns)
+            text = for_all(text, tuple(map(kind_of, columns)))
             name, _ = self._prepared.get(text) or self._prepare(text, text, keys)
             arrays = [write_array(column) for column in columns]
             self._ask(lambda link: link.send_query_prepared(name, arrays))
@@ -683,7 +695,7 @@ class PostgresConnection:
                 "\t".join(r"\N" if value is None else str(value).translate(COPY_ESCAPES) for value in row) for row in chunk
             )
             self._link.put_copy_data(f"{lines}\n".encode())
-            self._flush(self._link, time.monotonic() + self.seconds)
+            self._flush(time.monotonic() + self.seconds)
         self._ask(lambda link: link.put_copy_end())
 
     def stream(self, sql: str) -> Iterator[PostgresRow]:
@@ -695,12 +707,11 @@ class PostgresConnection:
 
     def _ask(self, start: Callable[[Any], object]) -> Any:
         """Send something and return its last result. Raises the first error, and Unreachable, after which all is lost."""
-        link, kept = self._link, self in self.place.kept
-        reason = self.place.down if kept else ""
+        reason = self.place.down if self.kept else ""
         if not reason:
             try:
-                start(link)
-                result = self._receive(link, time.monotonic() + self.seconds)
+                start(self._link)
+                result = self._receive(time.monotonic() + self.seconds)
             except BaseException as error:
                 self._session.close()  # whatever the server is at, nobody would hear of it
                 if not isinstance(error, Exception):
@@ -710,20 +721,20 @@ class PostgresConnection:
                 if result.status != FATAL_ERROR:
                     return result
                 code, reason = ((result.error_field(each) or b"").decode() for each in (SQLSTATE, MESSAGE))
-                if not link.status:
+                if not self._link.status:
                     raise (RowFault if code[:2] in ("22", "23") else PostgresError)(f"{reason} [{code}]")
         self._session.close()
-        if kept:
+        if self.kept:
             self.place.lost(reason)
         raise Unreachable(reason)
 
-    def _receive(self, link: Any, until: float) -> Any:
+    def _receive(self, until: float) -> Any:
         """Wait for the results of what was sent; return the first error, or the last."""
-        self._flush(link, until)
-        found: Any = None
+        link, found = self._link, None
+        self._flush(until)
         while True:
             while link.is_busy():
-                self._wait(link, select.POLLIN, until)
+                self._wait(until)
             result = link.get_result()
             if result is None:
                 return found
@@ -732,18 +743,19 @@ class PostgresConnection:
             if result.status == COPY_IN:
                 return found
 
-    def _flush(self, link: Any, until: float) -> None:
+    def _flush(self, until: float) -> None:
         """Send all that is to be sent, and take what comes meanwhile."""
-        while link.flush():
-            self._wait(link, select.POLLIN | select.POLLOUT, until)
+        while self._link.flush():
+            self._poll.modify(self._link.socket, select.POLLIN | select.POLLOUT)
+            self._wait(until)
+            self._poll.modify(self._link.socket, select.POLLIN)
 
-    def _wait(self, link: Any, events: int, until: float) -> None:
+    def _wait(self, until: float) -> None:
         """Wait for the socket, and read what has come. Raises TimeoutError."""
-        poll, left = select.poll(), until - time.monotonic()
-        poll.register(link.socket, events)
-        if left <= 0 or not poll.poll(left * 1000):
+        left = until - time.monotonic()
+        if left <= 0 or not self._poll.poll(left * 1000):
             raise TimeoutError(f"no answer within {self.seconds:g} s")
-        link.consume_input()
+        self._link.consume_input()
 
 
 def read_version(db: PostgresConnection, kind: str) -> int:
@@ -775,7 +787,6 @@ def claim_boundary(db: PostgresConnection, job: str, due: int, step: int) -> boo
 # ======================================================================================================================
 
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
-HANGING_MS = 4000  # after which PostgreSQL ends a transaction whose program hangs, while others wait for BUSY_TIMEOUT_MS
 BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
 OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
 WAL_KEPT = 4 * 1024 * 1024  # bytes of a write-ahead log that may stay while nobody writes; SQLite itself lets it grow to that
@@ -807,11 +818,15 @@ class Profile(NamedTuple):
     # Of PostgreSQL alone
     leads: str = ""  # which row of the table `desk` a transaction takes, so that nobody else writes meanwhile
     seconds: float = 2.0  # that anything may take; in the event loop everybody waits for it
+    hangs: float = 4.0  # seconds that a transaction may do nothing, while others wait for BUSY_TIMEOUT_MS
 
 
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
-WRITER = Profile(cache_kib=49_152, leads="desk", seconds=60.0)
+JOB = Profile(leads="desk", seconds=10.0)
+WRITER = JOB._replace(
+    cache_kib=49_152, seconds=60.0, hangs=60.0
+)  # a batch takes half a second of Python, on a busy machine more
 LOG_WRITER = Profile(synchronous=NORMAL, leads="audit")
 NOTER = Profile(wait_ms=0)  # writes what can wait for another time
 READER = Profile(views=True, writes=False, synchronous=NORMAL)
@@ -820,7 +835,7 @@ LOG_READER = Profile(
 )  # for a request to this process's own server, which waits for nobody
 INSPECTOR = Profile(wal=False, cache_kib=49_152, seconds=3600.0)  # that cache takes a quarter off an integrity check
 VISITOR = INSPECTOR._replace(writes=False, strict=False)
-COPIER = WRITER._replace(seconds=3600.0)
+COPIER = WRITER._replace(seconds=3600.0, hangs=3600.0)
 COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
 
 
@@ -865,18 +880,13 @@ FAILURES = (sqlite3.Error, UnicodeDecodeError, PostgresError)
 
 def explain_failure(error: Exception, path: Place) -> TicketApiError:
     """Turn what an engine reports into one line that names the place and the fix."""
-    if isinstance(error, PostgresError):
-        kind, text = next((kind, text) for fragment, kind, text in POSTGRES_EXPLANATIONS if fragment in str(error))
-        return kind(text.format(path=path, error=str(error).splitlines()[0]))
-    if isinstance(path, Postgres):
-        return TicketApiError(f"{path}: {error}")
     if isinstance(error, UnicodeDecodeError) or not str(error):
         error = sqlite3.DatabaseError("database disk image is malformed")
-    if "disk I/O" in str(error) and is_disk_full(path):
+    if "disk I/O" in str(error) and isinstance(path, Path) and is_disk_full(path):
         error = sqlite3.OperationalError("database or disk is full")
-    for fragment, kind, text in SQLITE_EXPLANATIONS:
+    for fragment, kind, text in POSTGRES_EXPLANATIONS if isinstance(error, PostgresError) else SQLITE_EXPLANATIONS:
         if fragment in str(error):
-            return kind(text.format(path=path, error=error))
+            return kind(text.format(path=path, error=str(error).partition("\n")[0]))
     return TicketApiError(f"{path}: {error}")
 
 
@@ -1196,8 +1206,8 @@ def connect(path: Place, profile: Profile = WRITER) -> Connection:
 def connect_postgres(place: Postgres, profile: Profile) -> PostgresConnection:
     """Open a connection to PostgreSQL (https://www.postgresql.org/docs/current/runtime-config-client.html)."""
     setup = {
-        "lock_timeout": max(1, profile.wait_ms),  # 0 would be for ever
-        "idle_in_transaction_session_timeout": HANGING_MS,
+        "lock_timeout": max(1, min(profile.wait_ms, int(profile.seconds * 500))),  # 0 would be for ever
+        "idle_in_transaction_session_timeout": int(profile.hangs * 1000),
         "synchronous_commit": "on" if profile.synchronous == FULL else "off",
         "plan_cache_mode": "force_generic_plan",  # to plan a page anew each time took as long again
     }
@@ -1420,6 +1430,7 @@ def get_data_version(db: Connection) -> tuple[int, int]:
 def keep(db: Connection) -> None:
     """Have a connection made anew whenever it breaks."""
     if isinstance(db, PostgresConnection):
+        db.kept = True
         db.place.kept.append(db)
 
 
@@ -3251,14 +3262,6 @@ class DeskBucket(TokenBucket):
         return list_permissions(self.readers.get().db, count, self.size)
 
 
-def make_buckets(readers: Readers, rate: int) -> TokenBucket | None:
-    """Return the buckets of users, `rate` requests a minute each; None for no limit."""
-    if not rate:
-        return None
-    in_database = isinstance(readers.path, Postgres)
-    return DeskBucket(rate, "default", readers=readers) if in_database else TokenBucket(rate, "default")
-
-
 def address_key(address: str) -> str:
     """Return what counts as one source: an IPv4 address, or the /64 network of an IPv6 one (RFC 6177)."""
     try:
@@ -4465,36 +4468,28 @@ def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Ca
     return copies
 
 
-@dataclass
-class Tally:
-    """How many rows passed, and a hash over them, the same in this process for the same rows in any order."""
-
-    rows: int = 0
-    digest: int = 0
-
-    def watch(self, rows: Iterable[Any], report: Report = silent) -> Iterator[Any]:
-        """Pass rows on; `report` gets how many of them, now and then."""
-        for row in rows:
-            self.rows += 1
-            self.digest = (self.digest + hash(tuple(row))) % 2**64
-            if not self.rows % 5000:
-                report(self.rows)
-            yield row
+def tallied(rows: Iterable[Any], tally: list[int], report: Report) -> Iterator[Any]:
+    """Pass rows on; count them in tally[0], and add a hash of each, the same within this process, to tally[1]."""
+    for row in rows:
+        tally[:] = tally[0] + 1, (tally[1] + hash(tuple(row))) % 2**64
+        if not tally[0] % BATCH:
+            report(tally[0])
+        yield row
 
 
 def copy_tables(source: Connection, target: Connection, kind: str, report: Report) -> dict[str, int]:
     """Copy desk or log within transactions of both, and read it back; return how many rows each table has."""
     copied: dict[str, int] = {}
     for table in TABLES[kind]:
-        sent, found = Tally(), Tally()
-        write_table(target, table, sent.watch(read_table(source, table), report if table == "tickets" else silent))
-        for _ in found.watch(read_table(target, table)):
+        sent, found = [0, 0], [0, 0]
+        write_table(target, table, tallied(read_table(source, table), sent, report if table == "tickets" else silent))
+        for _ in tallied(read_table(target, table), found, silent):
             pass
         if found != sent:
             raise TicketApiError(f"{table} differs from what was copied; nothing was kept")
         if table in ("personal_access_tokens", "api_audits"):
             copy_last_id(source, target, table)
-        copied[table] = sent.rows
+        copied[table] = sent[0]
     return copied
 
 
@@ -4957,9 +4952,11 @@ class Throttle(Guard):
 
     name = "throttle"
 
-    def __init__(self, buckets: TokenBucket | None) -> None:
-        """Take the buckets of users; None is no limit."""
-        self.buckets = buckets
+    def __init__(self, readers: Readers, rate: int) -> None:
+        """Allow `rate` requests a minute for each user; 0 is unlimited."""
+        shared = isinstance(readers.path, Postgres)
+        buckets = DeskBucket(rate, "default", readers=readers) if shared else TokenBucket(rate, "default")
+        self.buckets = buckets if rate else None
 
     def check(self, environ: dict[str, Any], ability: str) -> None:
         """Raise 429 for a user whose bucket is empty; what looks after the server, /metrics, draws nothing."""
@@ -5246,7 +5243,7 @@ def make_app(
     app.catchall = False  # a failure beyond all plugins is the server's to answer: Bottle would do so in HTML
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
-    authenticate, throttle, catch_errors = Authenticate(readers), Throttle(make_buckets(readers, settings.rate)), CatchErrors()
+    authenticate, throttle, catch_errors = Authenticate(readers), Throttle(readers, settings.rate), CatchErrors()
     hook = AuditHook(settings, audit, clock, traffic, authenticate.admit)
     app.add_hook("before_request", catch_errors.apply(hook.before))
     app.add_hook("after_request", hook.after)
@@ -5351,7 +5348,7 @@ def scheduled_jobs(
     def once(name: str, every: int, run: Callable[[Connection, int], Outcome]) -> Job:
         def run_here(now: int) -> Outcome:
             step = every * MICROSECONDS
-            with closing(connect(settings.db)) as db, transaction(db):
+            with closing(connect(settings.db, JOB)) as db, transaction(db):
                 return run(db, now) if claim(db, name, now // step * step, step) else Outcome(None, elsewhere=True)
 
         return Job(name, every, run_here)
