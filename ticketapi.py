@@ -584,7 +584,7 @@ class PostgresConnection:
     us for ever (https://www.postgresql.org/docs/current/libpq-async.html).
     """
 
-    def __init__(self, place: Postgres, setup: Mapping[str, object], leads: str, seconds: float) -> None:
+    def __init__(self, place: Postgres, setup: dict[str, int | str], leads: str, seconds: float) -> None:
         """Connect. `setup` are parameters of the session, `leads` what it may write alone, `seconds` the most to wait."""
         self.place, self.setup, self.leads, self.seconds = place, setup, leads, seconds
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
@@ -1248,7 +1248,9 @@ def prepare(db: sqlite3.Connection, profile: Profile) -> None:
 
 
 def set_busy_timeout(db: Connection, wait_ms: int) -> None:
-    """Set how long a connection waits for the locks of others."""
+    """Set how long a connection waits for the locks of others, and its sessions to come."""
+    if isinstance(db, PostgresConnection):
+        db.setup["lock_timeout"] = max(1, wait_ms)
     db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
 
 
