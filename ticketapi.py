@@ -589,7 +589,14 @@ class PostgresConnection:
         self.place, self.setup, self.leads, self.seconds = place, setup, leads, seconds
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
         self._walks = 0
-        self._use(self.dial())
+        if place.down:  # who makes the first request of a thread would wait for what is known
+            raise Unreachable(place.down, "")
+        try:
+            self._use(self.dial())
+        except Unreachable as error:
+            if place.kept and "timeout" in str(error):  # psycopg's word; others may be about this connection alone
+                place.lost(str(error))
+            raise
 
     def dial(self) -> Any:
         """Return a new session of psycopg, of the first host that gives one. Raises Unreachable."""
