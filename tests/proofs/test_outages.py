@@ -12,7 +12,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
-from clusters import Cluster, cluster, command, finish
+from breakable import Cluster, cluster, command, finish
 from conftest import wait_for
 
 LONGEST, BACK_WITHIN = 3.0, 2.0

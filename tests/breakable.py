@@ -1,4 +1,4 @@
-"""PostgreSQL clusters of the tests' own: started, stopped, killed, frozen, with a standby or without."""
+"""PostgreSQL clusters that proofs break: stopped, killed, frozen, with a standby or without."""
 
 import os
 import shutil
