@@ -7,15 +7,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 from conftest import wait_for
 
+PAGE = "/api/tickets/open?per_page=1"
+LONGEST, BACK_WITHIN = 3.0, 2.0  # seconds that an answer may take, and that a server may be away after its database is back
+DOWN, UP = "the database does not answer: ", "the database answers again: "
 RUNNER = "postgres" if os.getuid() == 0 else ""  # initdb and postgres refuse root
-FAST = {"fsync": "off", "full_page_writes": "off"}
 
 
 def programs():
@@ -50,7 +54,7 @@ class Cluster:
     def __init__(self, origin=None, **settings):
         """Make the cluster and start it."""
         self.folder = Path(tempfile.mkdtemp(prefix="ticketapi-cluster-", dir="/tmp"))  # a socket's path must be short
-        self.data, self.port, self.process = self.folder / "data", free_port(), None
+        self.data, self.port, self.process, self.settings = self.folder / "data", free_port(), None, settings
         if RUNNER:
             shutil.chown(self.folder, RUNNER, RUNNER)
         if origin:
@@ -59,7 +63,7 @@ class Cluster:
             self._tool(
                 "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", self.data
             )
-        self.configure(**settings)
+        self.configure()
         self.start()
 
     def _tool(self, name, *arguments):
@@ -69,8 +73,8 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def configure(self, **settings):
-        """Add settings to its configuration."""
+    def configure(self):
+        """Add its settings to its configuration."""
         common = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": self.folder,
@@ -79,13 +83,19 @@ class Cluster:
             "timezone": "UTC",
         }
         with open(self.data / "postgresql.conf", "a") as file:
-            file.writelines(f"{name} = '{value}'\n" for name, value in {**common, **settings}.items())
+            file.writelines(f"{name} = '{value}'\n" for name, value in {**common, **self.settings}.items())
 
     def follow(self, origin):
         """Copy another cluster, to be its standby, in place of what is here."""
         shutil.rmtree(self.data, ignore_errors=True)
         where = f"host=127.0.0.1 port={origin.port} user=postgres application_name=standby"
         self._tool("pg_basebackup", "-D", self.data, "-d", where, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+
+    def rebuild(self, origin):
+        """Make it, which has ended, a standby of another and start it."""
+        self.follow(origin)
+        self.configure()
+        self.start()
 
     def begin(self):
         """Start it, and do not wait until it takes connections."""
@@ -135,6 +145,12 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return [tuple(line.split("\t")) for line in done.stdout.splitlines()]
 
+    def wait_for_standby(self, name="standby"):
+        """Let no commit be acknowledged that a standby has not; wait until there is one."""
+        self.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        self.ask("SELECT pg_reload_conf()")
+        wait_for(lambda: self.ask("SELECT sync_state FROM pg_stat_replication") == [("sync",)], 60)
+
     def promote(self):
         """Make a standby a primary; return when it had been told so."""
         self._tool("pg_ctl", "promote", "-D", self.data, "-W")
@@ -146,6 +162,64 @@ class Cluster:
             self.freeze(signal.SIGCONT)
             self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Visitor(threading.Thread):
+    """Asks for one path again and again, and keeps when each answer came, how long it took and what it was."""
+
+    def __init__(self, port, path, token=None):
+        """Take the port of a server on this machine."""
+        super().__init__(daemon=True)
+        self.port, self.path, self.headers = port, path, {"Authorization": f"Bearer {token}"} if token else {}
+        self.answers, self.over = [], threading.Event()
+
+    def run(self):
+        """Ask, until it is told to end."""
+        while not self.over.wait(0.03):
+            begun = time.monotonic()
+            with closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+                connection.request("GET", self.path, headers=self.headers)
+                answer = connection.getresponse()
+                body = answer.read().decode()
+            now = time.monotonic()
+            self.answers.append((begun, now - begun, answer.status, answer.getheader("Retry-After"), body))
+
+    def statuses(self, since=0.0):
+        """Return the statuses of what was asked since a time."""
+        return [status for begun, _, status, _, _ in self.answers if begun >= since]
+
+
+class Visit:
+    """Visitors of a server, and what they have seen."""
+
+    def __init__(self, served, token):
+        """Let them begin."""
+        self.pages = [Visitor(served.port, PAGE, token) for _ in range(6)]
+        self.ready, self.up = Visitor(served.port, "/ready"), Visitor(served.port, "/up")
+        self.all = [*self.pages, self.ready, self.up]
+        for visitor in self.all:
+            visitor.start()
+        wait_for(lambda: all(visitor.answers for visitor in self.all))
+
+    def end(self):
+        """Let all go."""
+        for visitor in self.all:
+            visitor.over.set()
+        for visitor in self.all:
+            visitor.join()
+
+    def assert_bearable(self):
+        """Every answer came soon, and none but a 503 told of the outage."""
+        for visitor in self.all:
+            for _, took, status, retry, body in visitor.answers:
+                assert took < LONGEST, (visitor.path, took, status)
+                assert status == 200 or (status == 503 and retry and body.startswith('{"message":')), (status, body)
+        assert set(self.up.statuses()) == {200}
+
+    def assert_back(self, since):
+        """From a time on all was well, for everybody."""
+        for visitor in self.all:
+            assert visitor.statuses(since) and set(visitor.statuses(since)) == {200}, (visitor.path, visitor.statuses(since))
 
 
 def is_alive(pid):
@@ -187,3 +261,8 @@ def finish(url, *words):
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out.strip()
+
+
+def told(err, text):
+    """Return the lines of a log that say something."""
+    return [line for line in err.splitlines() if text in line]

@@ -6,78 +6,11 @@ is a 200 or a 503 that says when to come again, and two seconds after the databa
 
 import re
 import signal
-import threading
 import time
-from contextlib import closing
-from http.client import HTTPConnection
 
 import pytest
-from breakable import Cluster, cluster, command, finish
+from breakable import BACK_WITHIN, DOWN, LONGEST, PAGE, UP, Cluster, Visit, cluster, command, finish, told
 from conftest import wait_for
-
-LONGEST, BACK_WITHIN = 3.0, 2.0
-PAGE = "/api/tickets/open?per_page=1"
-DOWN, UP = "the database does not answer: ", "the database answers again: "
-
-
-class Visitor(threading.Thread):
-    """Asks for one path again and again, and keeps when each answer came, how long it took and what it was."""
-
-    def __init__(self, port, path, token=None):
-        super().__init__(daemon=True)
-        self.port, self.path, self.headers = port, path, {"Authorization": f"Bearer {token}"} if token else {}
-        self.answers, self.over = [], threading.Event()
-
-    def run(self):
-        while not self.over.wait(0.03):
-            begun = time.monotonic()
-            with closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
-                connection.request("GET", self.path, headers=self.headers)
-                answer = connection.getresponse()
-                body = answer.read().decode()
-            now = time.monotonic()
-            self.answers.append((begun, now - begun, answer.status, answer.getheader("Retry-After"), body))
-
-    def statuses(self, since=0.0):
-        """Return the statuses of what was asked since a time."""
-        return [status for begun, _, status, _, _ in self.answers if begun >= since]
-
-
-class Visit:
-    """Visitors of a server, and what they have seen."""
-
-    def __init__(self, served, token):
-        self.pages = [Visitor(served.port, PAGE, token) for _ in range(6)]
-        self.ready, self.up = Visitor(served.port, "/ready"), Visitor(served.port, "/up")
-        self.all = [*self.pages, self.ready, self.up]
-        for visitor in self.all:
-            visitor.start()
-        wait_for(lambda: all(visitor.answers for visitor in self.all))
-
-    def end(self):
-        """Let all go."""
-        for visitor in self.all:
-            visitor.over.set()
-        for visitor in self.all:
-            visitor.join()
-
-    def assert_bearable(self):
-        """Every answer came soon, and none but a 503 told of the outage."""
-        for visitor in self.all:
-            for _, took, status, retry, body in visitor.answers:
-                assert took < LONGEST, (visitor.path, took, status)
-                assert status == 200 or (status == 503 and retry and body.startswith('{"message":')), (status, body)
-        assert set(self.up.statuses()) == {200}
-
-    def assert_back(self, since):
-        """From a time on all was well, for everybody."""
-        for visitor in self.all:
-            assert visitor.statuses(since) and set(visitor.statuses(since)) == {200}, (visitor.path, visitor.statuses(since))
-
-
-def told(err, text):
-    """Return the lines of a log that say something."""
-    return [line for line in err.splitlines() if text in line]
 
 
 @pytest.fixture(scope="module")
@@ -159,33 +92,62 @@ def test_a_first_visit_while_the_database_is_frozen_does_not_wait_for_it_again(d
     wait_for(lambda: served.get(PAGE, token).status == 200, BACK_WITHIN)
 
 
-def test_a_lost_standby_holds_up_who_writes_and_nobody_else(serve):
+@pytest.fixture(scope="module")
+def pair():
+    """A primary with a synchronous standby, and a desk."""
     with cluster(fsync="off") as primary:
         standby = Cluster(primary, fsync="off")
         try:
             finish(primary.url(), "generate", "--count", 50)
-            token = finish(primary.url(), "token", "create")
-            primary.ask("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-            primary.ask("SELECT pg_reload_conf()")
-            wait_for(lambda: primary.ask("SELECT sync_state FROM pg_stat_replication") == [("sync",)])
-            served = serve("--rate", 0, "--generate-every", "1s", env={"TICKETAPI_DB": primary.url()})
-            seen = Visit(served, token)
-            standby.stop(signal.SIGQUIT)
-            with command(primary.url(), "token", "create") as waiting:
-                time.sleep(35)  # longer than the scheduler may be away
-                assert waiting.poll() is None or waiting.returncode == 1
-                standby.start()
-                back = time.monotonic()
-                out, err = waiting.communicate(timeout=30)
-            time.sleep(BACK_WITHIN + 1)
-            runs = served.get("/metrics").body.decode()
-            seen.end()
-            code, _, log = served.stop()
-            seen.assert_bearable()
-            seen.assert_back(back + BACK_WITHIN)
-            assert (waiting.returncode, len(out.strip())) in ((0, 50), (1, 0)), err
-            assert int(re.search(r'runs_total\{job="generate",result="failed"\} (\d+)', runs)[1]) >= 2
-            assert code == 0 and "Traceback" not in log
-            assert told(log, DOWN) == told(log, UP) == []
+            primary.wait_for_standby()
+            yield primary, standby
         finally:
             standby.remove()
+
+
+def is_held_up(primary):
+    """Tell whether a commit waits for a standby."""
+    return primary.ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+
+
+def test_a_command_waits_for_a_lost_standby_and_requests_do_not(pair, serve):
+    primary, standby = pair
+    token = finish(primary.url(), "token", "create")
+    served = serve("--rate", 0, "--no-scheduler", env={"TICKETAPI_DB": primary.url()})
+    seen = Visit(served, token)
+    standby.stop(signal.SIGQUIT)
+    with command(primary.url(), "token", "create") as waiting:
+        wait_for(lambda: is_held_up(primary))
+        time.sleep(3)
+        assert waiting.poll() is None  # it has not said what may get lost
+        standby.start()
+        out, err = waiting.communicate(timeout=30)
+    assert (waiting.returncode, len(out.strip())) == (0, 50), err
+    seen.end()
+    for visitor in seen.all:
+        assert set(visitor.statuses()) == {200}
+    assert served.get(PAGE, out.strip()).status == 200
+    assert "does not answer" not in served.stop()[2]
+
+
+def test_a_scheduled_job_waits_for_a_lost_standby_for_no_longer_than_a_server_may_be_away(pair, serve):
+    primary, standby = pair
+    token = finish(primary.url(), "token", "create")
+    served = serve("--rate", 0, "--generate-every", "1s", env={"TICKETAPI_DB": primary.url()})
+    seen = Visit(served, token)
+    standby.stop(signal.SIGQUIT)
+    wait_for(lambda: is_held_up(primary))
+    time.sleep(35)  # longer than the scheduler may be away
+    with command(primary.url(), "token", "create") as late:
+        _, err = late.communicate(timeout=30)
+    assert late.returncode == 1 and "database is locked: another program writes to" in err
+    standby.start()
+    wait_for(lambda: not is_held_up(primary))
+    assert len(finish(primary.url(), "token", "create")) == 50
+    runs = served.get("/metrics").body.decode()
+    seen.end()
+    code, _, log = served.stop()
+    for visitor in seen.all:
+        assert set(visitor.statuses()) == {200}, visitor.path
+    assert int(re.search(r'runs_total\{job="generate",result="failed"\} (\d+)', runs)[1]) >= 2
+    assert code == 0 and "Traceback" not in log
