@@ -590,7 +590,7 @@ class PostgresConnection:
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
         self._walks = 0
         if place.down:  # who makes the first request of a thread would wait for what is known
-            raise Unreachable(place.down, "")
+            raise Unreachable(place.down)
         try:
             self._use(self.dial())
         except Unreachable as error:

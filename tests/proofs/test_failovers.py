@@ -1,4 +1,4 @@
-"""Proof by failover: a primary is killed -9 under load and its standby promoted: what was acknowledged is there, service is back.
+"""Proof by failover: a primary is killed -9 under load, its standby promoted: what was acknowledged is there, service is back.
 
 Run with `pytest -m proof tests/proofs/test_failovers.py`; PROOF_ROUNDS sets how often. The standby is synchronous, the URL has
 both hosts, the server is one and the same all the time. The old primary becomes the standby of the next round.
