@@ -537,8 +537,11 @@ class Postgres:
         """Return the URL without its password."""
         return re.sub(r"[?&](ssl)?password=[^&]*", "", re.sub(r"//([^:@/?]*):.*@", r"//\1@", self.url))
 
-    def parameters(self) -> dict[str, Any]:
-        """Return how to connect (https://www.postgresql.org/docs/current/libpq-connect.html). Raises TicketApiError."""
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return how to connect to each host (https://www.postgresql.org/docs/current/libpq-connect.html).
+
+        psycopg before 3.2 gives one that is frozen the time of all. Raises TicketApiError.
+        """
         try:
             from psycopg import ProgrammingError
             from psycopg.conninfo import conninfo_to_dict
@@ -549,8 +552,12 @@ class Postgres:
             given = conninfo_to_dict(self.url)
         except ProgrammingError:  # its message may cite a part of the password
             raise TicketApiError(f"{self} is no URL that libpq understands; write postgresql://user@host/database") from None
-        several = {"target_session_attrs": "read-write"} if "," in str(given.get("host", "")) else {}
-        return {"application_name": "ticketapi", "connect_timeout": CONNECT_SECONDS, **several, **given}
+        hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
+        ours = {"application_name": "ticketapi", "connect_timeout": CONNECT_SECONDS}
+        if len(hosts) == 1 or "hostaddr" in given:
+            return [{**ours, **given}]
+        each = zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False)
+        return [{**ours, "target_session_attrs": "read-write", **given, "host": host, "port": port} for host, port in each]
 
     def lost(self, reason: str) -> None:
         """Ask nothing more until new connections are made, by a thread beside: that takes milliseconds, or for ever."""
@@ -585,27 +592,36 @@ class PostgresConnection:
     us for ever (https://www.postgresql.org/docs/current/libpq-async.html).
     """
 
-    def __init__(self, place: Postgres, setup: Mapping[str, object], leads: str, seconds: float) -> None:
+    def __init__(self, place: Postgres, setup: dict[str, int | str], leads: str, seconds: float) -> None:
         """Connect. `setup` are parameters of the session, `leads` what it may write alone, `seconds` the most to wait."""
         self.place, self.setup, self.leads, self.seconds = place, setup, leads, seconds
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
         self._walks = 0
         self.kept = False  # one that is made anew when it breaks
-        self._use(self.dial())
+        if place.down:  # who makes the first request of a thread would wait for what is known
+            raise Unreachable(place.down)
+        try:
+            self._use(self.dial())
+        except Unreachable as error:
+            if place.kept and "timeout" in str(error):  # psycopg's word; others may be about this connection alone
+                place.lost(str(error))
+            raise
 
     def dial(self) -> Any:
-        """Return a new session of psycopg. Raises Unreachable."""
-        parameters, session = self.place.parameters(), None
-        import psycopg
+        """Return a new session of psycopg, of the first host that gives one. Raises Unreachable."""
+        reasons, session = [], None
+        for parameters in self.place.parameters():
+            import psycopg
 
-        try:
-            session = psycopg.connect(autocommit=True, **parameters)
-            session.execute("; ".join(f"SET {name} = {value}" for name, value in self.setup.items()))
-        except psycopg.Error as error:
-            if session:
-                session.close()
-            raise Unreachable(str(error).strip() or "no answer") from error
-        return session
+            try:
+                session = psycopg.connect(autocommit=True, **parameters)
+                session.execute("; ".join(f"SET {name} = {value}" for name, value in self.setup.items()))
+                return session
+            except psycopg.Error as error:
+                if session:
+                    session.close()
+                reasons.append((str(error).strip() or "no answer").splitlines()[0])
+        raise Unreachable("; ".join(reasons))
 
     def _use(self, session: Any) -> None:
         """Go on with a session."""
@@ -823,10 +839,9 @@ class Profile(NamedTuple):
 
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
-JOB = Profile(leads="desk", seconds=10.0)
-WRITER = JOB._replace(
-    cache_kib=49_152, seconds=60.0, hangs=60.0
-)  # a batch takes half a second of Python, on a busy machine more
+# The scheduler must go round within HEARTBEAT_SECONDS. A batch of a command takes half a second of Python, or much more.
+SCHEDULED = Profile(leads="desk", seconds=10.0)
+WRITER = SCHEDULED._replace(cache_kib=49_152, seconds=60.0, hangs=60.0)
 LOG_WRITER = Profile(synchronous=NORMAL, leads="audit")
 NOTER = Profile(wait_ms=0)  # writes what can wait for another time
 READER = Profile(views=True, writes=False, synchronous=NORMAL)
@@ -1249,7 +1264,9 @@ def prepare(db: sqlite3.Connection, profile: Profile) -> None:
 
 
 def set_busy_timeout(db: Connection, wait_ms: int) -> None:
-    """Set how long a connection waits for the locks of others."""
+    """Set how long a connection waits for the locks of others, and its sessions to come."""
+    if isinstance(db, PostgresConnection):
+        db.setup["lock_timeout"] = max(1, wait_ms)
     db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
 
 
@@ -5348,7 +5365,7 @@ def scheduled_jobs(
     def once(name: str, every: int, run: Callable[[Connection, int], Outcome]) -> Job:
         def run_here(now: int) -> Outcome:
             step = every * MICROSECONDS
-            with closing(connect(settings.db, JOB)) as db, transaction(db):
+            with closing(connect(settings.db, SCHEDULED)) as db, transaction(db):
                 return run(db, now) if claim(db, name, now // step * step, step) else Outcome(None, elsewhere=True)
 
         return Job(name, every, run_here)

@@ -27,7 +27,7 @@ from hypothesis import settings
 
 import ticketapi
 
-pytest.register_assert_rewrite("attacks", "faults", "fuzz", "soundness", "upgrades")
+pytest.register_assert_rewrite("attacks", "breakable", "faults", "fuzz", "soundness", "upgrades")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "tests" / "proofs"
