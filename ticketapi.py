@@ -1435,12 +1435,12 @@ def snapshot(db: Connection) -> Iterator[None]:
             db.execute("COMMIT")
 
 
-def get_data_version(db: Connection) -> tuple[int, int]:
+def get_data_version(db: Connection, number: int | None = None) -> tuple[int, int]:
     """Return what changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version).
 
-    PostgreSQL may come back from a failover with a version that it had before.
+    PostgreSQL may come back from a failover with a number that it had before.
     """
-    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    version: int = db.execute("PRAGMA data_version").fetchone()[0] if number is None else number
     return version, db.place.restored if isinstance(db, PostgresConnection) else 0
 
 
@@ -1706,8 +1706,13 @@ class Tickets(NamedTuple):
     highest: int
 
 
-def find_open_bounds(db: Connection) -> tuple[int, int, int]:
-    """Return how many tickets are open, from the counter, with the lowest and the highest of their ids, 0 for none."""
+Bounds = tuple[
+    int, int, int
+]  # how many tickets are open, from the counter, the lowest and the highest of their ids, 0 for none
+
+
+def find_open_bounds(db: Connection) -> Bounds:
+    """Return how many tickets are open, and their first and last id."""
     sql = """
         SELECT tickets,
                coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
@@ -1718,10 +1723,13 @@ def find_open_bounds(db: Connection) -> tuple[int, int, int]:
     return row[0], row[1], row[2]
 
 
-def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> Tickets:
-    """Return the first open tickets of a range of ids, oldest first; their key is their id."""
+def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> tuple[Tickets, Bounds]:
+    """Return the first open tickets of a range of ids, oldest first, with the bounds of that moment; their key is their id."""
     sql = """
-        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(id), max(id)
+        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(id), max(id),
+               (SELECT tickets FROM ticket_counts WHERE status = 1),
+               coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
+               coalesce((SELECT max(id) FROM tickets WHERE status = 1), 0)
         FROM (
             SELECT resource, id
             FROM ticket_resources
@@ -1729,7 +1737,8 @@ def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> 
             ORDER BY id
             LIMIT :limit
         ) AS page"""
-    return Tickets(*fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
+    found = tuple(fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
+    return Tickets(*found[:4]), found[4:]
 
 
 def find_open_ticket(db: Connection, offset: int) -> int | None:
@@ -2079,10 +2088,10 @@ def delete_expired_tokens(db: Connection, now: str) -> int:
     return execute(db, "DELETE FROM personal_access_tokens WHERE expires_at <= :now", now=now).rowcount
 
 
-def take_permission(db: Connection, user_id: object, size: int) -> tuple[bool, float]:
-    """Take a permission of a user's bucket; return whether there was one, and how many there are now, a minute filling it.
+def take_permission(db: Connection, user_id: object, size: int) -> tuple[bool, float, int]:
+    """Take a permission of a user's bucket, which a minute fills (https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
 
-    https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
+    Returns whether there was one, how many there are now, and the desk's version: one question less for each request.
     """
     sql = """
         INSERT INTO rate_limits AS held (user_id, full_at, allowed)
@@ -2091,9 +2100,9 @@ def take_permission(db: Connection, user_id: object, size: int) -> tuple[bool, f
         SET allowed = greatest(held.full_at + :wait, excluded.full_at) - excluded.full_at <= 60000000.5 - :wait,
             full_at = CASE WHEN greatest(held.full_at + :wait, excluded.full_at) - excluded.full_at <= 60000000.5 - :wait
                       THEN greatest(held.full_at + :wait, excluded.full_at) ELSE held.full_at END
-        RETURNING allowed, (60000000 - full_at + rate_clock()) / :wait"""
+        RETURNING allowed, (60000000 - full_at + rate_clock()) / :wait, (SELECT version FROM desk WHERE kind = 'desk')"""
     row = fetch_all(db, sql, user_id=user_id, wait=60_000_000 / size)[0]
-    return bool(row[0]), row[1]
+    return bool(row[0]), row[1], row[2]
 
 
 def list_permissions(db: Connection, limit: int, size: int) -> list[tuple[int, int]]:
@@ -2655,9 +2664,12 @@ class Reader:
         self._bytes = 0
         self._version = (-1, 0)
 
-    def refresh(self) -> None:
-        """Forget everything if the desk has changed. Called at the start of a request."""
-        version = get_data_version(self.db)
+    def refresh(self, number: int | None = None) -> None:
+        """Forget everything if the desk has changed; who has read its version, with something else, gives the number.
+
+        Called at the start of a request.
+        """
+        version = get_data_version(self.db, number)
         if version != self._version:
             self._version = version
             self.tokens.clear()
@@ -2867,8 +2879,8 @@ def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListR
     return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
 
 
-def open_slice(db: Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
-    """Return a slice of the open tickets, which are in the order of their ids.
+def open_slice(db: Connection, bounds: Bounds, asked: ListRequest) -> tuple[Slice, Bounds]:
+    """Return a slice of the open tickets, which are in the order of their ids, and the bounds when it was read.
 
     While tickets are closed first in, first out, there are no gaps between the open ids, and a page is a range of them. Once
     some were closed out of order, the start of a page is found by walking the index from the oldest.
@@ -2882,17 +2894,22 @@ def open_slice(db: Connection, bounds: tuple[int, int, int], asked: ListRequest)
         start, end = find_open_ticket_before(db, cursor.key, size) or first, cursor.key - 1
     elif offset and last - first + 1 != total:
         start = find_open_ticket(db, offset) or last + 1
-    tickets = list_open_tickets(db, start, end, size) if total and start <= last else NOTHING.tickets
+    if not total or start > last:
+        return NOTHING, bounds
+    tickets, then = list_open_tickets(db, start, end, size)
     if not tickets.size:
-        return NOTHING
-    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
+        return NOTHING, then
+    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last), then
 
 
 def open_tickets_page(db: Connection, asked: ListRequest) -> bytes:
-    """Return a slice of the open tickets, oldest first."""
-    with snapshot(db):
-        bounds = find_open_bounds(db)
-        sliced = open_slice(db, bounds, asked)
+    """Return a slice of the open tickets, oldest first; in a snapshot where the list has changed between two statements."""
+    bounds = find_open_bounds(db)
+    sliced, then = open_slice(db, bounds, asked)
+    if then != bounds:
+        with snapshot(db):
+            bounds = find_open_bounds(db)
+            sliced, _ = open_slice(db, bounds, asked)
     return render_list(asked, bounds[0], sliced)
 
 
@@ -2955,7 +2972,7 @@ def walk_open_tickets(db: Connection, limit: int) -> Iterator[list[dict[str, Any
     """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. No statement is open between pages."""
     _, first, last = find_open_bounds(db)
     left = limit or MAX_ID
-    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
+    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))[0]).size:
         yield parse_tickets(page)
         left -= page.size
         first = page.highest + 1
@@ -3271,8 +3288,11 @@ class DeskBucket(TokenBucket):
     readers: Readers
 
     def take(self, key: object, now: float) -> Limit:
-        """Take one permission from a user's bucket, if there is one."""
-        return self.answer(*take_permission(self.readers.get().db, key, self.size))
+        """Take one permission from a user's bucket, if there is one; forget what is remembered if the desk has changed."""
+        reader = self.readers.get()
+        allowed, left, version = take_permission(reader.db, key, self.size)
+        reader.refresh(version)
+        return self.answer(allowed, left)
 
     def emptiest(self, count: int, now: float) -> list[tuple[Any, int]]:
         """Return users and what remains in their buckets, the least first; those that are full are left out."""
@@ -4930,9 +4950,9 @@ class Authenticate(Guard):
 
     name = "authenticate"
 
-    def __init__(self, readers: Readers) -> None:
-        """Take the connections."""
-        self.readers = readers
+    def __init__(self, readers: Readers, late: bool) -> None:
+        """Take the connections, and whether Throttle finds out whether the desk has changed."""
+        self.readers, self.late = readers, late
         self.strangers = TokenBucket(STRANGERS_RATE, "address")
 
     def identify(self, environ: dict[str, Any]) -> Token | None:
@@ -4940,7 +4960,8 @@ class Authenticate(Guard):
         scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         environ["ticketapi.given"] = given = text.strip() if scheme.lower() == "bearer" else ""
         reader = self.readers.get()
-        reader.refresh()
+        if not (self.late and is_api(environ["PATH_INFO"])):
+            reader.refresh()
         token = environ["ticketapi.token"] = authenticate_token(reader, given, environ["ticketapi.now"]) if given else None
         if token:
             note_token_use(reader, self.readers.path, token, environ["ticketapi.now"])
@@ -4969,16 +4990,21 @@ class Throttle(Guard):
 
     name = "throttle"
 
-    def __init__(self, readers: Readers, rate: int) -> None:
+    def __init__(self, authenticate: Authenticate, rate: int) -> None:
         """Allow `rate` requests a minute for each user; 0 is unlimited."""
-        shared = isinstance(readers.path, Postgres)
-        buckets = DeskBucket(rate, "default", readers=readers) if shared else TokenBucket(rate, "default")
+        self.authenticate, readers = authenticate, authenticate.readers
+        buckets = DeskBucket(rate, "default", readers=readers) if authenticate.late else TokenBucket(rate, "default")
         self.buckets = buckets if rate else None
 
     def check(self, environ: dict[str, Any], ability: str) -> None:
         """Raise 429 for a user whose bucket is empty; what looks after the server, /metrics, draws nothing."""
         if self.buckets and is_api(environ["PATH_INFO"]):
             limit = self.buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
+            if (
+                self.authenticate.late and not self.authenticate.readers.get().tokens
+            ):  # the desk has changed; a revocation perhaps
+                self.authenticate.identify(environ)
+                self.authenticate.check(environ, ability)
             environ["ticketapi.limit"] = limit
             if not limit.allowed:
                 raise bottle.HTTPError(429, "Too Many Attempts.")
@@ -5260,7 +5286,8 @@ def make_app(
     app.catchall = False  # a failure beyond all plugins is the server's to answer: Bottle would do so in HTML
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
-    authenticate, throttle, catch_errors = Authenticate(readers), Throttle(readers, settings.rate), CatchErrors()
+    authenticate = Authenticate(readers, late=settings.rate > 0 and isinstance(settings.db, Postgres))
+    throttle, catch_errors = Throttle(authenticate, settings.rate), CatchErrors()
     hook = AuditHook(settings, audit, clock, traffic, authenticate.admit)
     app.add_hook("before_request", catch_errors.apply(hook.before))
     app.add_hook("after_request", hook.after)

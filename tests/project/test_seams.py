@@ -266,7 +266,9 @@ HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many", "
 def statements(query):
     """Return the statements of a query: what it hands to a helper, or the constant of that name that stands above it."""
     texts = {
-        node.targets[0].id: node.value for node in ast.walk(query) if isinstance(node, ast.Assign) and len(node.targets) == 1
+        text_of(node.targets[0]): node.value
+        for node in ast.walk(query)
+        if isinstance(node, ast.Assign) and len(node.targets) == 1
     }
     handed = [node.args[1] for node in ast.walk(query) if isinstance(node, ast.Call) and text_of(node.func) in HELPERS]
     return [texts.get(text_of(node), node) for node in handed]
