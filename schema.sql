@@ -250,9 +250,6 @@ SELECT id, status, user_id, user_number, closed_number,
               '","user":{"id":', user_id, ',"name":', to_json(user_name), ',"email":', to_json(user_email), '}}') AS resource
 FROM tickets;
 
-ALTER TABLE tickets ADD FOREIGN KEY (user_id) REFERENCES users (id);
-ALTER TABLE personal_access_tokens ADD FOREIGN KEY (user_id) REFERENCES users (id);
-
 -- The index of open tickets keeps an entry for each that was closed until a VACUUM, and every first page walks past them.
 ALTER TABLE tickets SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 ALTER TABLE users SET (fillfactor = 80);

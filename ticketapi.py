@@ -19,6 +19,7 @@ Commands
     audit      show and follow the audit log, and prune it
     check      look for damage, wrong counters, open file modes and versions with known problems
     backup     copy the desk, and with --audit its audit log, while a server runs
+    copy       copy the desk into another file or database, from SQLite to PostgreSQL or back
 
 Configuration
     Every option can be given as a flag, as an environment variable (--generate-every is TICKETAPI_GENERATE_EVERY), or left
@@ -93,7 +94,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
@@ -377,7 +378,7 @@ def read_moment(text: str, now: int) -> int:
 # ======================================================================================================================
 
 RETRY_SECONDS = 0.25  # between two tries to reach a database again
-CONNECT_SECONDS = 3  # for each host
+CONNECT_SECONDS = 2  # for each host; libpq's least
 COPIED_ROWS = 100  # from which on COPY is cheaper than an INSERT
 FETCHED_ROWS = 5000  # of a large result, that are in memory at a time
 COPY_IN, FATAL_ERROR = 4, 7  # of libpq's ExecStatusType
@@ -400,6 +401,7 @@ ORPHANS = """
 DIALECT = (
     ("CAST(group_concat(resource) AS BLOB)", "string_agg(resource, ',')"),
     ("CAST(resource AS BLOB)", "resource"),
+    ("seq FROM sqlite_sequence WHERE name = :name", "last_value FROM pg_sequences WHERE sequencename = :name || '_id_seq'"),
     ("name FROM sqlite_master", "relname FROM pg_class WHERE relnamespace = to_regnamespace(CAST(current_schema() AS text))"),
     ("PRAGMA foreign_key_check", ORPHANS),
     ("PRAGMA data_version", "SELECT version FROM desk WHERE kind = 'desk'"),
@@ -420,17 +422,12 @@ DDL_DIALECT = (
     (r"\bINTEGER\b", "bigint"),
     (r"\bTEXT\b", 'text COLLATE "C"'),
     (r"\) STRICT(, WITHOUT ROWID)?", ")"),
-    (r" REFERENCES users \(id\)", ""),  # added when the rows are there
     (r"users \(tickets_count DESC\)", "users (tickets_count DESC, id)"),
 )
 
 
 class PostgresError(Exception):
-    """What PostgreSQL reports; its second argument is the SQLSTATE, empty for what libpq says."""
-
-    def __str__(self) -> str:
-        """Return the message."""
-        return str(self.args[0])
+    """What PostgreSQL reports, with its SQLSTATE in brackets, or libpq."""
 
 
 class RowFault(PostgresError):
@@ -485,6 +482,7 @@ def row_reader(result: Any) -> Callable[[Any], Result]:
     return read
 
 
+@lru_cache(maxsize=256)
 def translate(sql: str) -> tuple[str, list[Any]]:
     """Put a statement into PostgreSQL's words: `:name`, `?` and `?1` become `$1`; return it with the keys of its values."""
     for ours, theirs in DIALECT:
@@ -507,13 +505,18 @@ def write_array(values: Sequence[Any]) -> bytes:
     return f"{{{','.join(texts)}}}".replace("\0", "\ufffd").encode()
 
 
-def for_all(sql: str, columns: Sequence[Sequence[Any]]) -> str:
+def kind_of(values: Iterable[Any]) -> str:
+    """Return the type of a column of values: bigint, text, or nothing where there is none."""
+    first = next((value for value in values if value is not None), None)
+    return "" if first is None else "bigint" if isinstance(first, int) else "text"
+
+
+@lru_cache(maxsize=256)
+def for_all(sql: str, kinds: tuple[str, ...]) -> str:
     """Turn a translated statement for one row into one for all rows of some columns: to run it for each took twice as long."""
-    kinds = ["bigint" if any(isinstance(value, int) for value in column) else "text" for column in columns]
-    arrays = ", ".join(f"CAST(${i} AS {kind}[])" for i, kind in enumerate(kinds, 1))
-    source = f"FROM unnest({arrays}) AS many({', '.join(f'c{i}' for i in range(1, len(columns) + 1))})"
-    empty = [all(value is None for value in column) for column in columns]
-    sql = re.sub(r"\$([0-9]+)", lambda found: "NULL" if empty[int(found[1]) - 1] else f"c{found[1]}", sql)
+    arrays = ", ".join(f"CAST(${i} AS {kind or 'text'}[])" for i, kind in enumerate(kinds, 1))
+    source = f"FROM unnest({arrays}) AS many({', '.join(f'c{i}' for i in range(1, len(kinds) + 1))})"
+    sql = re.sub(r"\$([0-9]+)", lambda found: f"c{found[1]}" if kinds[int(found[1]) - 1] else "NULL", sql)
     if "VALUES" in sql:
         return re.sub(r"VALUES \((.*?)\)", rf"SELECT \1 {source}", sql, flags=re.DOTALL)
     before, _, after = sql.rpartition("WHERE")
@@ -534,8 +537,11 @@ class Postgres:
         """Return the URL without its password."""
         return re.sub(r"[?&](ssl)?password=[^&]*", "", re.sub(r"//([^:@/?]*):.*@", r"//\1@", self.url))
 
-    def parameters(self) -> dict[str, Any]:
-        """Return how to connect (https://www.postgresql.org/docs/current/libpq-connect.html). Raises TicketApiError."""
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return how to connect to each host (https://www.postgresql.org/docs/current/libpq-connect.html).
+
+        psycopg before 3.2 gives one that is frozen the time of all. Raises TicketApiError.
+        """
         try:
             from psycopg import ProgrammingError
             from psycopg.conninfo import conninfo_to_dict
@@ -546,8 +552,12 @@ class Postgres:
             given = conninfo_to_dict(self.url)
         except ProgrammingError:  # its message may cite a part of the password
             raise TicketApiError(f"{self} is no URL that libpq understands; write postgresql://user@host/database") from None
-        several = {"target_session_attrs": "read-write"} if "," in str(given.get("host", "")) else {}
-        return {"application_name": "ticketapi", "connect_timeout": CONNECT_SECONDS, **several, **given}
+        hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
+        ours = {"application_name": "ticketapi", "connect_timeout": CONNECT_SECONDS}
+        if len(hosts) == 1 or "hostaddr" in given:
+            return [{**ours, **given}]
+        each = zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False)
+        return [{**ours, "target_session_attrs": "read-write", **given, "host": host, "port": port} for host, port in each]
 
     def lost(self, reason: str) -> None:
         """Ask nothing more until new connections are made, by a thread beside: that takes milliseconds, or for ever."""
@@ -567,6 +577,8 @@ class Postgres:
                 break
             except (PostgresError, TicketApiError):
                 time.sleep(RETRY_SECONDS)
+        else:
+            return  # the server ends
         self.restored += 1
         self.down = ""
         log.info("the database answers again: %s", self)
@@ -580,32 +592,44 @@ class PostgresConnection:
     us for ever (https://www.postgresql.org/docs/current/libpq-async.html).
     """
 
-    def __init__(self, place: Postgres, setup: Mapping[str, object], leads: str, seconds: float) -> None:
+    def __init__(self, place: Postgres, setup: dict[str, int | str], leads: str, seconds: float) -> None:
         """Connect. `setup` are parameters of the session, `leads` what it may write alone, `seconds` the most to wait."""
         self.place, self.setup, self.leads, self.seconds = place, setup, leads, seconds
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
         self._walks = 0
-        self._use(self.dial())
+        self.kept = False  # one that is made anew when it breaks
+        if place.down:  # who makes the first request of a thread would wait for what is known
+            raise Unreachable(place.down)
+        try:
+            self._use(self.dial())
+        except Unreachable as error:
+            if place.kept and "timeout" in str(error):  # psycopg's word; others may be about this connection alone
+                place.lost(str(error))
+            raise
 
     def dial(self) -> Any:
-        """Return a new session of psycopg. Raises Unreachable."""
-        parameters, session = self.place.parameters(), None
-        import psycopg
+        """Return a new session of psycopg, of the first host that gives one. Raises Unreachable."""
+        reasons, session = [], None
+        for parameters in self.place.parameters():
+            import psycopg
 
-        try:
-            session = psycopg.connect(autocommit=True, **parameters)
-            session.execute("; ".join(f"SET {name} = {value}" for name, value in self.setup.items()))
-        except psycopg.Error as error:
-            if session:
-                session.close()
-            raise Unreachable(str(error).strip() or "no answer", error.sqlstate or "") from error
-        return session
+            try:
+                session = psycopg.connect(autocommit=True, **parameters)
+                session.execute("; ".join(f"SET {name} = {value}" for name, value in self.setup.items()))
+                return session
+            except psycopg.Error as error:
+                if session:
+                    session.close()
+                reasons.append((str(error).strip() or "no answer").splitlines()[0])
+        raise Unreachable("; ".join(reasons))
 
     def _use(self, session: Any) -> None:
         """Go on with a session."""
         self._session, self._link, self._warned = session, session.pgconn, False
         self._prepared: dict[str, tuple[bytes, Sequence[Any]]] = {}
         self._readers: dict[str, Callable[[Any], Result]] = {}
+        self._poll = select.poll()
+        self._poll.register(self._link.socket, select.POLLIN)
         session.add_notice_handler(self._note)
 
     def _note(self, notice: Any) -> None:
@@ -620,7 +644,8 @@ class PostgresConnection:
 
     def close(self) -> None:
         """End the connection."""
-        with suppress(ValueError):
+        if self.kept:
+            self.kept = False
             self.place.kept.remove(self)
         self.replace_session(None)
         self._session.close()
@@ -645,7 +670,7 @@ class PostgresConnection:
             self._warned = False
             self.run(CONTROL[sql].format(self.leads))
             if self._warned and sql == "COMMIT":
-                raise PostgresError("no standby has confirmed this commit, which may get lost; look before you repeat it", "")
+                raise PostgresError("no standby has confirmed this commit, which may get lost; look before you repeat it")
             return Result()
         name, keys = self._prepared.get(sql) or self._prepare(sql, *translate(sql))
         given = [None if (value := values[key]) is None else str(value).replace("\0", "\ufffd").encode() for key in keys]
@@ -667,26 +692,26 @@ class PostgresConnection:
         """Run one statement for many rows of values, at once; many new rows by COPY."""
         text, keys = translate(sql)
         rows = list(rows)
-        plain = re.fullmatch(r"\s*INSERT INTO (\w+) \(([^)]*)\)\s*VALUES \([?, ]*\)", sql)
+        plain = re.fullmatch(r"\s*INSERT INTO (\w+ \([^)]*\))\s*VALUES \([?, ]*\)", sql)
         if plain and len(rows) >= COPIED_ROWS:
-            self.copy_in(plain[1], plain[2], rows)
+            self.copy_in(plain[1], rows)
         elif rows:
             columns = [[row[key] for row in rows] for key in keys]
-            text = for_all(text, columns)
+            text = for_all(text, tuple(map(kind_of, columns)))
             name, _ = self._prepared.get(text) or self._prepare(text, text, keys)
             arrays = [write_array(column) for column in columns]
             self._ask(lambda link: link.send_query_prepared(name, arrays))
 
-    def copy_in(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+    def copy_in(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows by COPY, a few thousand at a time in memory (https://www.postgresql.org/docs/current/sql-copy.html)."""
-        self.run(f"COPY {table} ({columns}) FROM STDIN")
+        self.run(f"COPY {table} FROM STDIN")
         rows = iter(rows)
         while chunk := list(islice(rows, FETCHED_ROWS)):
             lines = "\n".join(
                 "\t".join(r"\N" if value is None else str(value).translate(COPY_ESCAPES) for value in row) for row in chunk
             )
             self._link.put_copy_data(f"{lines}\n".encode())
-            self._flush(self._link, time.monotonic() + self.seconds)
+            self._flush(time.monotonic() + self.seconds)
         self._ask(lambda link: link.put_copy_end())
 
     def stream(self, sql: str) -> Iterator[PostgresRow]:
@@ -698,12 +723,11 @@ class PostgresConnection:
 
     def _ask(self, start: Callable[[Any], object]) -> Any:
         """Send something and return its last result. Raises the first error, and Unreachable, after which all is lost."""
-        link, kept = self._link, self in self.place.kept
-        reason = self.place.down if kept else ""
+        reason = self.place.down if self.kept else ""
         if not reason:
             try:
-                start(link)
-                result = self._receive(link, time.monotonic() + self.seconds)
+                start(self._link)
+                result = self._receive(time.monotonic() + self.seconds)
             except BaseException as error:
                 self._session.close()  # whatever the server is at, nobody would hear of it
                 if not isinstance(error, Exception):
@@ -713,20 +737,20 @@ class PostgresConnection:
                 if result.status != FATAL_ERROR:
                     return result
                 code, reason = ((result.error_field(each) or b"").decode() for each in (SQLSTATE, MESSAGE))
-                if not link.status:
-                    raise (RowFault if code[:2] in ("22", "23") else PostgresError)(reason, code)
+                if not self._link.status:
+                    raise (RowFault if code[:2] in ("22", "23") else PostgresError)(f"{reason} [{code}]")
         self._session.close()
-        if kept:
+        if self.kept:
             self.place.lost(reason)
-        raise Unreachable(reason, "")
+        raise Unreachable(reason)
 
-    def _receive(self, link: Any, until: float) -> Any:
+    def _receive(self, until: float) -> Any:
         """Wait for the results of what was sent; return the first error, or the last."""
-        self._flush(link, until)
-        found: Any = None
+        link, found = self._link, None
+        self._flush(until)
         while True:
             while link.is_busy():
-                self._wait(link, select.POLLIN, until)
+                self._wait(until)
             result = link.get_result()
             if result is None:
                 return found
@@ -735,18 +759,19 @@ class PostgresConnection:
             if result.status == COPY_IN:
                 return found
 
-    def _flush(self, link: Any, until: float) -> None:
+    def _flush(self, until: float) -> None:
         """Send all that is to be sent, and take what comes meanwhile."""
-        while link.flush():
-            self._wait(link, select.POLLIN | select.POLLOUT, until)
+        while self._link.flush():
+            self._poll.modify(self._link.socket, select.POLLIN | select.POLLOUT)
+            self._wait(until)
+            self._poll.modify(self._link.socket, select.POLLIN)
 
-    def _wait(self, link: Any, events: int, until: float) -> None:
+    def _wait(self, until: float) -> None:
         """Wait for the socket, and read what has come. Raises TimeoutError."""
-        poll, left = select.poll(), until - time.monotonic()
-        poll.register(link.socket, events)
-        if left <= 0 or not poll.poll(left * 1000):
+        left = until - time.monotonic()
+        if left <= 0 or not self._poll.poll(left * 1000):
             raise TimeoutError(f"no answer within {self.seconds:g} s")
-        link.consume_input()
+        self._link.consume_input()
 
 
 def read_version(db: PostgresConnection, kind: str) -> int:
@@ -778,7 +803,6 @@ def claim_boundary(db: PostgresConnection, job: str, due: int, step: int) -> boo
 # ======================================================================================================================
 
 BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
-HANGING_MS = 4000  # after which PostgreSQL ends a transaction whose program hangs, while others wait for BUSY_TIMEOUT_MS
 BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
 OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
 WAL_KEPT = 4 * 1024 * 1024  # bytes of a write-ahead log that may stay while nobody writes; SQLite itself lets it grow to that
@@ -810,11 +834,14 @@ class Profile(NamedTuple):
     # Of PostgreSQL alone
     leads: str = ""  # which row of the table `desk` a transaction takes, so that nobody else writes meanwhile
     seconds: float = 2.0  # that anything may take; in the event loop everybody waits for it
+    hangs: float = 4.0  # seconds that a transaction may do nothing, while others wait for BUSY_TIMEOUT_MS
 
 
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
-WRITER = Profile(cache_kib=49_152, leads="desk", seconds=60.0)
+# The scheduler must go round within HEARTBEAT_SECONDS. A batch of a command takes half a second of Python, or much more.
+SCHEDULED = Profile(leads="desk", seconds=10.0)
+WRITER = SCHEDULED._replace(cache_kib=49_152, seconds=60.0, hangs=60.0)
 LOG_WRITER = Profile(synchronous=NORMAL, leads="audit")
 NOTER = Profile(wait_ms=0)  # writes what can wait for another time
 READER = Profile(views=True, writes=False, synchronous=NORMAL)
@@ -823,6 +850,7 @@ LOG_READER = Profile(
 )  # for a request to this process's own server, which waits for nobody
 INSPECTOR = Profile(wal=False, cache_kib=49_152, seconds=3600.0)  # that cache takes a quarter off an integrity check
 VISITOR = INSPECTOR._replace(writes=False, strict=False)
+COPIER = WRITER._replace(seconds=3600.0, hangs=3600.0)
 COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
 
 
@@ -867,19 +895,13 @@ FAILURES = (sqlite3.Error, UnicodeDecodeError, PostgresError)
 
 def explain_failure(error: Exception, path: Place) -> TicketApiError:
     """Turn what an engine reports into one line that names the place and the fix."""
-    if isinstance(error, PostgresError):
-        said = " ".join(map(str, error.args))
-        kind, text = next((kind, text) for fragment, kind, text in POSTGRES_EXPLANATIONS if fragment in said)
-        return kind(text.format(path=path, error=str(error).splitlines()[0]))
-    if isinstance(path, Postgres):
-        return TicketApiError(f"{path}: {error}")
     if isinstance(error, UnicodeDecodeError) or not str(error):
         error = sqlite3.DatabaseError("database disk image is malformed")
-    if "disk I/O" in str(error) and is_disk_full(path):
+    if "disk I/O" in str(error) and isinstance(path, Path) and is_disk_full(path):
         error = sqlite3.OperationalError("database or disk is full")
-    for fragment, kind, text in SQLITE_EXPLANATIONS:
+    for fragment, kind, text in POSTGRES_EXPLANATIONS if isinstance(error, PostgresError) else SQLITE_EXPLANATIONS:
         if fragment in str(error):
-            return kind(text.format(path=path, error=error))
+            return kind(text.format(path=path, error=str(error).partition("\n")[0]))
     return TicketApiError(f"{path}: {error}")
 
 
@@ -988,7 +1010,7 @@ def probe_place(place: Place, db: Connection) -> None:
     if isinstance(place, Path):
         probe_disk(place)
     elif db.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
-        raise PostgresError("it is a standby", "25006")
+        raise PostgresError("it is a standby [25006]")
 
 
 def sync_to_disk(path: Path) -> None:
@@ -1199,8 +1221,8 @@ def connect(path: Place, profile: Profile = WRITER) -> Connection:
 def connect_postgres(place: Postgres, profile: Profile) -> PostgresConnection:
     """Open a connection to PostgreSQL (https://www.postgresql.org/docs/current/runtime-config-client.html)."""
     setup = {
-        "lock_timeout": max(1, profile.wait_ms),  # 0 would be for ever
-        "idle_in_transaction_session_timeout": HANGING_MS,
+        "lock_timeout": max(1, min(profile.wait_ms, int(profile.seconds * 500))),  # 0 would be for ever
+        "idle_in_transaction_session_timeout": int(profile.hangs * 1000),
         "synchronous_commit": "on" if profile.synchronous == FULL else "off",
         "plan_cache_mode": "force_generic_plan",  # to plan a page anew each time took as long again
     }
@@ -1242,7 +1264,9 @@ def prepare(db: sqlite3.Connection, profile: Profile) -> None:
 
 
 def set_busy_timeout(db: Connection, wait_ms: int) -> None:
-    """Set how long a connection waits for the locks of others."""
+    """Set how long a connection waits for the locks of others, and its sessions to come."""
+    if isinstance(db, PostgresConnection):
+        db.setup["lock_timeout"] = max(1, wait_ms)
     db.execute(f"PRAGMA busy_timeout = {wait_ms:d}")
 
 
@@ -1283,25 +1307,19 @@ def open_postgres(place: Postgres, kind: str) -> PostgresConnection:
     return db
 
 
-def create_postgres_schema(db: PostgresConnection, fill: Callable[[], object] = lambda: None) -> None:
-    """Create the tables of desk and log in one transaction, unless another program has done so meanwhile.
-
-    Rows that `fill` brings come before indexes and references, which then cost less.
-    """
+def create_postgres_schema(db: PostgresConnection) -> None:
+    """Create the tables of desk and log in one transaction, unless another program has done so meanwhile."""
     with suppress(RowFault):  # two may make the same table at the same moment
         db.run(";".join(schema_statements("postgres desk")))
-    tables = sorted((sql for kind in KINDS for sql in schema_statements(kind)), key=lambda sql: "INDEX " in sql)
+    script = ";".join(sql for kind in KINDS for sql in schema_statements(kind))
     for ours, theirs in DDL_DIALECT:
-        tables = [re.sub(ours, theirs, sql) for sql in tables]
+        script = re.sub(ours, theirs, script)
     with transaction(db):
-        if read_version(db, "desk"):
-            return
-        first_index = next(i for i, sql in enumerate(tables) if "INDEX " in sql)
-        db.run(";".join(tables[:first_index]))
-        fill()
-        db.run(";".join([*tables[first_index:], *schema_statements("postgres")]))
-        versions = [(kind.version, name) for name, kind in KINDS.items()]
-        db.executemany("UPDATE desk SET schema_version = ? WHERE kind = ?", versions)
+        if not read_version(db, "desk"):
+            db.run(";".join([script, *schema_statements("postgres")]))
+            db.executemany(
+                "UPDATE desk SET schema_version = ? WHERE kind = ?", [(known.version, kind) for kind, known in KINDS.items()]
+            )
 
 
 def open_file(path: Path, kind: str) -> sqlite3.Connection:
@@ -1417,18 +1435,19 @@ def snapshot(db: Connection) -> Iterator[None]:
             db.execute("COMMIT")
 
 
-def get_data_version(db: Connection) -> tuple[int, int]:
+def get_data_version(db: Connection, number: int | None = None) -> tuple[int, int]:
     """Return what changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version).
 
-    PostgreSQL may come back from a failover with a version that it had before.
+    PostgreSQL may come back from a failover with a number that it had before.
     """
-    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    version: int = db.execute("PRAGMA data_version").fetchone()[0] if number is None else number
     return version, db.place.restored if isinstance(db, PostgresConnection) else 0
 
 
 def keep(db: Connection) -> None:
     """Have a connection made anew whenever it breaks."""
     if isinstance(db, PostgresConnection):
+        db.kept = True
         db.place.kept.append(db)
 
 
@@ -1447,9 +1466,35 @@ def claim(db: Connection, job: str, due: int, step: int) -> bool:
     return not isinstance(db, PostgresConnection) or claim_boundary(db, job, due, step)
 
 
-def server_version(db: Connection) -> str:
-    """Return which SQLite or PostgreSQL answers."""
-    return db.version if isinstance(db, PostgresConnection) else sqlite3.sqlite_version
+TABLES = {
+    "desk": ("users", "tickets", "ticket_counts", "ticket_arrivals", "ticket_closings", "personal_access_tokens"),
+    "audit": ("api_audits",),
+}
+
+
+def read_table(db: Connection, table: str) -> Iterator[Any]:
+    """Yield the rows of one of TABLES, in a snapshot."""
+    return stream(db, f"SELECT * FROM {table} ORDER BY 1, 2")  # noqa: S608
+
+
+def write_table(db: Connection, table: str, rows: Iterator[Any]) -> None:
+    """Put rows into one of TABLES in place of those that it has."""
+    db.execute(f"DELETE FROM {table}")  # noqa: S608
+    if isinstance(db, PostgresConnection):
+        db.copy_in(table, rows)
+    elif first := next(rows, None):
+        db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(first))})", chain([first], rows))  # noqa: S608
+
+
+def copy_last_id(source: Connection, target: Connection, table: str) -> None:
+    """Let a table of AUTOINCREMENT go on after the last id that another one has given, also to a row that is gone."""
+    find = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = :name), 0)"
+    last = source.execute(find, {"name": table}).fetchone()[0]
+    if isinstance(target, PostgresConnection):
+        target.execute("SELECT setval(CAST(:name AS regclass), :last)", {"name": f"{table}_id_seq", "last": last or 1})
+    else:
+        target.execute("DELETE FROM sqlite_sequence WHERE name = :name", {"name": table})
+        target.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)", {"name": table, "last": last})
 
 
 def stream(db: Connection, sql: str) -> Iterator[Any]:
@@ -1661,8 +1706,13 @@ class Tickets(NamedTuple):
     highest: int
 
 
-def find_open_bounds(db: Connection) -> tuple[int, int, int]:
-    """Return how many tickets are open, from the counter, with the lowest and the highest of their ids, 0 for none."""
+Bounds = tuple[
+    int, int, int
+]  # how many tickets are open, from the counter, the lowest and the highest of their ids, 0 for none
+
+
+def find_open_bounds(db: Connection) -> Bounds:
+    """Return how many tickets are open, and their first and last id."""
     sql = """
         SELECT tickets,
                coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
@@ -1673,10 +1723,13 @@ def find_open_bounds(db: Connection) -> tuple[int, int, int]:
     return row[0], row[1], row[2]
 
 
-def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> Tickets:
-    """Return the first open tickets of a range of ids, oldest first; their key is their id."""
+def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> tuple[Tickets, Bounds]:
+    """Return the first open tickets of a range of ids, oldest first, with the bounds of that moment; their key is their id."""
     sql = """
-        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(id), max(id)
+        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(id), max(id),
+               (SELECT tickets FROM ticket_counts WHERE status = 1),
+               coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
+               coalesce((SELECT max(id) FROM tickets WHERE status = 1), 0)
         FROM (
             SELECT resource, id
             FROM ticket_resources
@@ -1684,7 +1737,8 @@ def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> 
             ORDER BY id
             LIMIT :limit
         ) AS page"""
-    return Tickets(*fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
+    found = tuple(fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
+    return Tickets(*found[:4]), found[4:]
 
 
 def find_open_ticket(db: Connection, offset: int) -> int | None:
@@ -2034,10 +2088,10 @@ def delete_expired_tokens(db: Connection, now: str) -> int:
     return execute(db, "DELETE FROM personal_access_tokens WHERE expires_at <= :now", now=now).rowcount
 
 
-def take_permission(db: Connection, user_id: object, wait: float) -> tuple[bool, float]:
-    """Take a permission of a user's bucket, which gets one each `wait` microseconds; return whether there was one.
+def take_permission(db: Connection, user_id: object, size: int) -> tuple[bool, float, int]:
+    """Take a permission of a user's bucket, which a minute fills (https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
 
-    Also returns in how many microseconds the bucket will be full (https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
+    Returns whether there was one, how many there are now, and the desk's version: one question less for each request.
     """
     sql = """
         INSERT INTO rate_limits AS held (user_id, full_at, allowed)
@@ -2046,20 +2100,20 @@ def take_permission(db: Connection, user_id: object, wait: float) -> tuple[bool,
         SET allowed = greatest(held.full_at + :wait, excluded.full_at) - excluded.full_at <= 60000000.5 - :wait,
             full_at = CASE WHEN greatest(held.full_at + :wait, excluded.full_at) - excluded.full_at <= 60000000.5 - :wait
                       THEN greatest(held.full_at + :wait, excluded.full_at) ELSE held.full_at END
-        RETURNING allowed, full_at - rate_clock()"""
-    row = fetch_all(db, sql, user_id=user_id, wait=wait)[0]
-    return bool(row[0]), row[1]
+        RETURNING allowed, (60000000 - full_at + rate_clock()) / :wait, (SELECT version FROM desk WHERE kind = 'desk')"""
+    row = fetch_all(db, sql, user_id=user_id, wait=60_000_000 / size)[0]
+    return bool(row[0]), row[1], row[2]
 
 
-def list_permissions(db: Connection, limit: int) -> list[Row]:
-    """Return user and microseconds until it is full of the buckets that are not, the emptiest first."""
+def list_permissions(db: Connection, limit: int, size: int) -> list[tuple[int, int]]:
+    """Return users and the permissions in their buckets, the fewest first; those that are full are left out."""
     sql = """
-        SELECT user_id, full_at - rate_clock()
+        SELECT user_id, (60000000 - full_at + rate_clock()) / :wait
         FROM rate_limits
         WHERE full_at > rate_clock()
         ORDER BY full_at DESC
         LIMIT :limit"""
-    return fetch_all(db, sql, limit=limit)
+    return [(row[0], int(row[1])) for row in fetch_all(db, sql, limit=limit, wait=60_000_000 / size)]
 
 
 class AuditFilter(NamedTuple):
@@ -2387,6 +2441,7 @@ class Clock:
 BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
 
 Report = Callable[[int], object]  # takes how many tickets are done, after each batch
+silent: Report = lambda done: None  # noqa: E731
 
 
 def batches(count: int) -> Iterator[int]:
@@ -2468,7 +2523,7 @@ def add_tickets(db: Connection, seed: int, first_id: int, moments: Sequence[tupl
     add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
 
 
-def generate_tickets(db: Connection, count: int, now: int, seed: int, report: Report = lambda done: None) -> int:
+def generate_tickets(db: Connection, count: int, now: int, seed: int, report: Report = silent) -> int:
     """Add open tickets of this moment, in batches that are committed one by one; return how many."""
     done = 0
     for size in batches(count):
@@ -2508,7 +2563,7 @@ def close_in_order(db: Connection, tickets: Iterable[Any], moments: Iterable[int
     return [ticket_id for _, _, ticket_id in closings]
 
 
-def process_tickets(db: Connection, count: int, now: int, report: Report = lambda done: None) -> list[int]:
+def process_tickets(db: Connection, count: int, now: int, report: Report = silent) -> list[int]:
     """Close up to `count` tickets, the oldest first, in batches that are committed one by one; return their ids."""
     closed: list[int] = []
     for size in batches(count):
@@ -2521,9 +2576,7 @@ def process_tickets(db: Connection, count: int, now: int, report: Report = lambd
     return closed
 
 
-def generate_history(
-    db: Connection, count: int, since: int, now: int, seed: int, report: Report = lambda done: None
-) -> tuple[int, int]:
+def generate_history(db: Connection, count: int, since: int, now: int, seed: int, report: Report = silent) -> tuple[int, int]:
     """Spread tickets over the last `since` seconds and close all but a backlog; return how many came and were closed.
 
     Tickets that were open before go first. Raises TicketApiError when the period begins before the newest ticket, or when
@@ -2611,9 +2664,12 @@ class Reader:
         self._bytes = 0
         self._version = (-1, 0)
 
-    def refresh(self) -> None:
-        """Forget everything if the desk has changed. Called at the start of a request."""
-        version = get_data_version(self.db)
+    def refresh(self, number: int | None = None) -> None:
+        """Forget everything if the desk has changed; who has read its version, with something else, gives the number.
+
+        Called at the start of a request.
+        """
+        version = get_data_version(self.db, number)
         if version != self._version:
             self._version = version
             self.tokens.clear()
@@ -2823,8 +2879,8 @@ def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListR
     return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
 
 
-def open_slice(db: Connection, bounds: tuple[int, int, int], asked: ListRequest) -> Slice:
-    """Return a slice of the open tickets, which are in the order of their ids.
+def open_slice(db: Connection, bounds: Bounds, asked: ListRequest) -> tuple[Slice, Bounds]:
+    """Return a slice of the open tickets, which are in the order of their ids, and the bounds when it was read.
 
     While tickets are closed first in, first out, there are no gaps between the open ids, and a page is a range of them. Once
     some were closed out of order, the start of a page is found by walking the index from the oldest.
@@ -2838,17 +2894,22 @@ def open_slice(db: Connection, bounds: tuple[int, int, int], asked: ListRequest)
         start, end = find_open_ticket_before(db, cursor.key, size) or first, cursor.key - 1
     elif offset and last - first + 1 != total:
         start = find_open_ticket(db, offset) or last + 1
-    tickets = list_open_tickets(db, start, end, size) if total and start <= last else NOTHING.tickets
+    if not total or start > last:
+        return NOTHING, bounds
+    tickets, then = list_open_tickets(db, start, end, size)
     if not tickets.size:
-        return NOTHING
-    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last)
+        return NOTHING, then
+    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last), then
 
 
 def open_tickets_page(db: Connection, asked: ListRequest) -> bytes:
-    """Return a slice of the open tickets, oldest first."""
-    with snapshot(db):
-        bounds = find_open_bounds(db)
-        sliced = open_slice(db, bounds, asked)
+    """Return a slice of the open tickets, oldest first; in a snapshot where the list has changed between two statements."""
+    bounds = find_open_bounds(db)
+    sliced, then = open_slice(db, bounds, asked)
+    if then != bounds:
+        with snapshot(db):
+            bounds = find_open_bounds(db)
+            sliced, _ = open_slice(db, bounds, asked)
     return render_list(asked, bounds[0], sliced)
 
 
@@ -2911,7 +2972,7 @@ def walk_open_tickets(db: Connection, limit: int) -> Iterator[list[dict[str, Any
     """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. No statement is open between pages."""
     _, first, last = find_open_bounds(db)
     left = limit or MAX_ID
-    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))).size:
+    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))[0]).size:
         yield parse_tickets(page)
         left -= page.size
         first = page.highest + 1
@@ -3227,25 +3288,15 @@ class DeskBucket(TokenBucket):
     readers: Readers
 
     def take(self, key: object, now: float) -> Limit:
-        """Take one permission from a user's bucket, if there is one."""
-        wait = MINUTE * MICROSECONDS / self.size
-        allowed, full_in = take_permission(self.readers.get().db, key, wait)
-        return self.answer(allowed, min(self.size, self.size - full_in / wait))
+        """Take one permission from a user's bucket, if there is one; forget what is remembered if the desk has changed."""
+        reader = self.readers.get()
+        allowed, left, version = take_permission(reader.db, key, self.size)
+        reader.refresh(version)
+        return self.answer(allowed, left)
 
     def emptiest(self, count: int, now: float) -> list[tuple[Any, int]]:
         """Return users and what remains in their buckets, the least first; those that are full are left out."""
-        wait = MINUTE * MICROSECONDS / self.size
-        return [
-            (user_id, int(self.size - full_in / wait)) for user_id, full_in in list_permissions(self.readers.get().db, count)
-        ]
-
-
-def make_buckets(readers: Readers, rate: int) -> TokenBucket | None:
-    """Return the buckets of users, `rate` requests a minute each; None for no limit."""
-    if not rate:
-        return None
-    in_database = isinstance(readers.path, Postgres)
-    return DeskBucket(rate, "default", readers=readers) if in_database else TokenBucket(rate, "default")
+        return list_permissions(self.readers.get().db, count, self.size)
 
 
 def address_key(address: str) -> str:
@@ -4033,7 +4084,7 @@ class Readiness:
         except FAILURES as error:
             if not isinstance(error, Unreachable):
                 log.warning("not ready: %s", explain_failure(error, self.path))
-            return "The database is read-only." if "25006" in error.args else "The database does not answer."
+            return "The database is read-only." if "25006" in str(error) else "The database does not answer."
         except OSError as error:
             log.warning("not ready: cannot write beside %s: %s", self.path, error.strerror)
             return "The disk is full." if error.errno in DISK_FULL else f"The disk cannot be written: {error.strerror}."
@@ -4292,13 +4343,11 @@ def check_everything(settings: Settings) -> list[Finding]:
 def check_postgres(place: Postgres) -> list[Finding]:
     """Check versions and a desk in PostgreSQL, in one state of it."""
     findings = [judge_package(name, package_version(name)) for name in ("bottle", "waitress", "psycopg")]
-    db = open_read_only(place, "desk")
-    if db is None:
-        raise TicketApiError(f"there is no desk in {place}; another command, such as `token list`, makes one")
-    with closing(db), explained(place), snapshot(db):
+    with explained(place), closing(connect_postgres(place, INSPECTOR)) as db, snapshot(db):
+        if not (version := read_version(db, "desk")):
+            raise TicketApiError(f"there is no desk in {place}; another command, such as `token list`, makes one")
         check_tables(db, "desk", place)
-        findings.append(Finding(OK, str(place), "server", server_version(db)))
-        findings.append(Finding(OK, str(place), "schema", f"version {KINDS['desk'].version}"))
+        findings += [Finding(OK, str(place), "server", db.version), Finding(OK, str(place), "schema", f"version {version}")]
         return findings + [attempt(place, *check) for check in checks_of(db, "desk", True) if check[0] in POSTGRES_CHECKS]
 
 
@@ -4377,8 +4426,10 @@ def plan_backups(settings: Settings, destination: str) -> list[Backup]:
     return backups
 
 
-def refuse_own_files(desk: Path, destination: Path) -> None:
+def refuse_own_files(desk: Place, destination: Path) -> None:
     """Refuse the desk, its audit log and what SQLite puts beside them, by whatever name, there already or not."""
+    if isinstance(desk, Postgres):
+        return
     for base in (desk, log_path(desk)):
         for file in (base, *sidecars(base), lock_path(base)):
             same = os.path.realpath(destination) == os.path.realpath(file)
@@ -4452,6 +4503,94 @@ def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Ca
     except OSError as error:
         raise TicketApiError(f"cannot write {backups[0].destination}: {error.strerror}; no backup was made") from error
     return copies
+
+
+def tallied(rows: Iterable[Any], tally: list[int], report: Report) -> Iterator[Any]:
+    """Pass rows on; count them in tally[0], and add a hash of each, the same within this process, to tally[1]."""
+    for row in rows:
+        tally[:] = tally[0] + 1, (tally[1] + hash(tuple(row))) % 2**64
+        if not tally[0] % BATCH:
+            report(tally[0])
+        yield row
+
+
+def copy_tables(source: Connection, target: Connection, kind: str, report: Report) -> dict[str, int]:
+    """Copy desk or log within transactions of both, and read it back; return how many rows each table has."""
+    copied: dict[str, int] = {}
+    for table in TABLES[kind]:
+        sent, found = [0, 0], [0, 0]
+        write_table(target, table, tallied(read_table(source, table), sent, report if table == "tickets" else silent))
+        for _ in tallied(read_table(target, table), found, silent):
+            pass
+        if found != sent:
+            raise TicketApiError(f"{table} differs from what was copied; nothing was kept")
+        if table in ("personal_access_tokens", "api_audits"):
+            copy_last_id(source, target, table)
+        copied[table] = sent[0]
+    return copied
+
+
+def copy_to_postgres(sources: Mapping[str, Connection], target: Postgres, report: Report) -> dict[str, int]:
+    """Copy into a database whose desk is empty or not there, all of it or nothing."""
+    with explained(target), closing(open_postgres(target, "desk")) as made, closing(connect_postgres(target, COPIER)) as db:
+        made.close()
+        with transaction(db):
+            refuse_filled(db, target)
+            copied = {kind: copy_tables(source, db, kind, report) for kind, source in sources.items()}
+    return {table: rows for tables in copied.values() for table, rows in tables.items()}
+
+
+def copy_to_files(sources: Mapping[str, Connection], target: Path, report: Report) -> dict[str, int]:
+    """Copy into files that are not there, or hold an empty desk, all of it or nothing."""
+    copied: dict[str, int] = {}
+    with ExitStack() as stack:
+        files = {kind: target if kind == "desk" else log_path(target) for kind in sources}
+        parts = {kind: stack.enter_context(temporary_file(file)) for kind, file in files.items()}
+        for kind, source in sources.items():
+            with closing(connect_file(parts[kind], COPY)) as db:
+                create_schema(db, kind)
+                with transaction(db):
+                    copied |= copy_tables(source, db, kind, report)
+            sync_to_disk(parts[kind])
+        for kind, file in files.items():
+            check_target(file, kind)
+            os.replace(parts[kind], file)
+        sync_to_disk(target.parent)
+    return copied
+
+
+def check_target(path: Path, kind: str) -> None:
+    """Refuse a file that holds anything but an empty desk or log."""
+    check_destination(path, force=True)
+    if path.exists() and (db := open_read_only(path, kind)):
+        with closing(db):
+            refuse_filled(db, path)
+
+
+def refuse_filled(db: Connection, place: Place) -> None:
+    """Refuse a desk that holds anything."""
+    if next(read_table(db, "users"), None):
+        raise TicketApiError(f"{place} has a desk already; choose an empty one, or another DEST")
+
+
+def copy_desk(settings: Settings, target: Place, report: Report) -> dict[str, int]:
+    """Copy a desk, and with `audit` its log, to another place; return how many rows each table has."""
+    with ExitStack() as stack:
+        sources = {}
+        for kind in ("desk", "audit") if settings.audit else ("desk",):
+            place = settings.db if kind == "desk" else settings.audit_db
+            if db := open_read_only(place, kind, views=True):
+                stack.enter_context(explained(place))
+                stack.enter_context(closing(db))
+                stack.enter_context(snapshot(db))
+                sources[kind] = db
+        if "desk" not in sources:
+            raise TicketApiError(f"there is no desk at {settings.db}")
+        if isinstance(target, Postgres):
+            return copy_to_postgres(sources, target, report)
+        refuse_own_files(settings.db, target)
+        check_target(target, "desk")
+        return copy_to_files(sources, target, report)
 
 
 def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
@@ -4811,9 +4950,9 @@ class Authenticate(Guard):
 
     name = "authenticate"
 
-    def __init__(self, readers: Readers) -> None:
-        """Take the connections."""
-        self.readers = readers
+    def __init__(self, readers: Readers, late: bool) -> None:
+        """Take the connections, and whether Throttle finds out whether the desk has changed."""
+        self.readers, self.late = readers, late
         self.strangers = TokenBucket(STRANGERS_RATE, "address")
 
     def identify(self, environ: dict[str, Any]) -> Token | None:
@@ -4821,7 +4960,8 @@ class Authenticate(Guard):
         scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         environ["ticketapi.given"] = given = text.strip() if scheme.lower() == "bearer" else ""
         reader = self.readers.get()
-        reader.refresh()
+        if not (self.late and is_api(environ["PATH_INFO"])):
+            reader.refresh()
         token = environ["ticketapi.token"] = authenticate_token(reader, given, environ["ticketapi.now"]) if given else None
         if token:
             note_token_use(reader, self.readers.path, token, environ["ticketapi.now"])
@@ -4850,14 +4990,21 @@ class Throttle(Guard):
 
     name = "throttle"
 
-    def __init__(self, buckets: TokenBucket | None) -> None:
-        """Take the buckets of users; None is no limit."""
-        self.buckets = buckets
+    def __init__(self, authenticate: Authenticate, rate: int) -> None:
+        """Allow `rate` requests a minute for each user; 0 is unlimited."""
+        self.authenticate, readers = authenticate, authenticate.readers
+        buckets = DeskBucket(rate, "default", readers=readers) if authenticate.late else TokenBucket(rate, "default")
+        self.buckets = buckets if rate else None
 
     def check(self, environ: dict[str, Any], ability: str) -> None:
         """Raise 429 for a user whose bucket is empty; what looks after the server, /metrics, draws nothing."""
         if self.buckets and is_api(environ["PATH_INFO"]):
             limit = self.buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
+            if (
+                self.authenticate.late and not self.authenticate.readers.get().tokens
+            ):  # the desk has changed; a revocation perhaps
+                self.authenticate.identify(environ)
+                self.authenticate.check(environ, ability)
             environ["ticketapi.limit"] = limit
             if not limit.allowed:
                 raise bottle.HTTPError(429, "Too Many Attempts.")
@@ -5139,7 +5286,8 @@ def make_app(
     app.catchall = False  # a failure beyond all plugins is the server's to answer: Bottle would do so in HTML
     app.uninstall(True)  # Bottle's own plugins: handlers return bytes, and one would rewrite the bodies of errors
     app.default_error_handler = error_body
-    authenticate, throttle, catch_errors = Authenticate(readers), Throttle(make_buckets(readers, settings.rate)), CatchErrors()
+    authenticate = Authenticate(readers, late=settings.rate > 0 and isinstance(settings.db, Postgres))
+    throttle, catch_errors = Throttle(authenticate, settings.rate), CatchErrors()
     hook = AuditHook(settings, audit, clock, traffic, authenticate.admit)
     app.add_hook("before_request", catch_errors.apply(hook.before))
     app.add_hook("after_request", hook.after)
@@ -5244,7 +5392,7 @@ def scheduled_jobs(
     def once(name: str, every: int, run: Callable[[Connection, int], Outcome]) -> Job:
         def run_here(now: int) -> Outcome:
             step = every * MICROSECONDS
-            with closing(connect(settings.db)) as db, transaction(db):
+            with closing(connect(settings.db, SCHEDULED)) as db, transaction(db):
                 return run(db, now) if claim(db, name, now // step * step, step) else Outcome(None, elsewhere=True)
 
         return Job(name, every, run_here)
@@ -5850,7 +5998,7 @@ GROUPS = (
     ("Run it", ("serve",)),
     ("Tickets", ("generate", "process", "tickets", "stats")),
     ("Access", ("token",)),
-    ("Look after it", ("audit", "check", "backup")),
+    ("Look after it", ("audit", "check", "backup", "copy")),
 )  # of commands, by their first words
 
 
@@ -5915,6 +6063,12 @@ COMMANDS = tuple(
             "copy the desk, while a server runs",
             "db audit force json",
             ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
+        ),
+        (
+            "copy",
+            "copy the desk into another file or database, from SQLite to PostgreSQL or back",
+            "db audit json",
+            ("copy postgresql://desk@db1/desk --audit", "copy small.db --db postgresql://desk@db1/desk"),
         ),
     )
 )
@@ -6005,12 +6159,16 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         parser.add_argument(option.flag, dest=name, action=action, metavar=option.metavar, help=text)
 
 
-def read_token_id(text: str) -> int:
-    """Read the id of a token, as an argument."""
-    try:
-        return read_id(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse say why a positional argument cannot be read."""
+
+    def read_argument(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read_argument
 
 
 def read_which(text: str) -> str | int:
@@ -6018,9 +6176,9 @@ def read_which(text: str) -> str | int:
     if text in ("open", "closed"):
         return text
     if whole_number(text) is not None:
-        return read_token_id(text)
+        return read_id(text)
     meant = did_you_mean(closest(text, ("open", "closed")))
-    raise argparse.ArgumentTypeError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
+    raise ValueError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
 
 
 def list_commands() -> str:
@@ -6073,12 +6231,15 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
         allow_abbrev=False,
     )
     if command.words == "token revoke":
-        parser.add_argument("token_id", metavar="ID", type=read_token_id, help="the token's id, as `token list` shows it")
+        parser.add_argument("token_id", metavar="ID", type=argument(read_id), help="the token's id, as `token list` shows it")
     if command.words == "tickets":
         text = "open (oldest first, the default), closed (most recently closed first), or a ticket's id"
-        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=read_which, help=text)
+        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=argument(read_which), help=text)
     if command.words == "backup":
         parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
+    if command.words == "copy":
+        text = "file or postgresql:// URL; what is there must be an empty desk"
+        parser.add_argument("target", metavar="DEST", type=argument(read_place), help=text)
     add_options(parser, command.options)
     parser.set_defaults(options=command.options, words=command.words)
     return parser
@@ -6804,6 +6965,23 @@ def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str
     return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
 
 
+def command_copy(settings: Settings, target: Place) -> int:
+    """Copy the desk, and its audit log if asked for, into another file or database."""
+    with closing(open_desk(settings)) as db:
+        total = sum(list_ticket_counts(db).values())
+    try:
+        with Progress(total, sys.stderr, time.monotonic) as progress:
+            rows = copy_desk(settings, target, progress)
+    except KeyboardInterrupt:
+        raise TicketApiError("interrupted; nothing was copied") from None
+    counts = [plural(rows["tickets"], "ticket"), plural(rows["users"], "user"), plural(rows["personal_access_tokens"], "token")]
+    counts += [plural(rows["api_audits"], "request")] if "api_audits" in rows else []
+    names = {"tickets": "tickets", "users": "users", "tokens": "personal_access_tokens", "requests": "api_audits"}
+    record = {"db": str(target), **{name: rows.get(table) for name, table in names.items()}}
+    print_result(settings, record, f"Copied {', '.join(counts)} to {target}")
+    return 0
+
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -6949,6 +7127,7 @@ RUN: dict[str, Callable[..., int]] = {
     "audit prune": command_audit_prune,
     "check": command_check,
     "backup": command_backup,
+    "copy": command_copy,
 }  # by the words of `COMMANDS`
 
 
@@ -6968,7 +7147,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     settings = replace(settings, db=follow_link(settings.db) if isinstance(settings.db, Path) else settings.db)
     if args.words != "serve":
         enter_desk(settings.db)
-    more = {name: getattr(args, name) for name in ("token_id", "destination", "which") if hasattr(args, name)}
+    more = {name: getattr(args, name) for name in ("token_id", "destination", "target", "which") if hasattr(args, name)}
     try:
         with signals_interrupt():
             return RUN[args.words](settings, **more)

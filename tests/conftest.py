@@ -28,7 +28,7 @@ from hypothesis import settings
 
 import ticketapi
 
-pytest.register_assert_rewrite("attacks", "faults", "fuzz", "pairs", "soundness", "upgrades")
+pytest.register_assert_rewrite("attacks", "breakable", "faults", "fuzz", "pairs", "soundness", "upgrades")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "tests" / "proofs"

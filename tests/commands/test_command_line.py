@@ -21,7 +21,11 @@ PROGRAM = (sys.executable, "-m", "ticketapi")
 DAY = 86_400
 COMMANDS = {command.words: command for command in ticketapi.COMMANDS}
 NEEDED = {"audit prune": ("--older-than", "90d")}  # options that it cannot do without
-CALLS = {"token revoke": "token revoke 1", "backup": "backup copy.db"}  # a command with what it cannot do without
+CALLS = {
+    "token revoke": "token revoke 1",
+    "backup": "backup copy.db",
+    "copy": "copy other.db",
+}  # a command with what it cannot do without
 
 
 def call(words):

@@ -38,7 +38,7 @@ def test_the_commands_stand_in_groups_each_on_a_line_of_its_own(run, monkeypatch
         "Run it": ["serve"],
         "Tickets": ["generate", "process", "tickets", "stats"],
         "Access": ["token create", "token list", "token revoke", "token prune"],
-        "Look after it": ["audit", "audit prune", "check", "backup"],
+        "Look after it": ["audit", "audit prune", "check", "backup", "copy"],
     }
     assert {words: text for lines in groups.values() for words, text in lines} == {
         words: command.help for words, command in COMMANDS.items()
