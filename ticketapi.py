@@ -774,8 +774,8 @@ class PostgresConnection:
         self._link.consume_input()
 
 
-def read_version(db: PostgresConnection, kind: str) -> int:
-    """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for another program's tables."""
+def read_version(db: PostgresConnection, kind: str, known: int) -> int:
+    """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for what is not ours, or newer."""
     sql = """
         SELECT (SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('desk') AND attname = 'schema_version'),
                (SELECT count(*)
@@ -785,7 +785,11 @@ def read_version(db: PostgresConnection, kind: str) -> int:
     if tables and not is_ours:
         raise TicketApiError(f"{db.place} holds another program's tables; choose another database")
     found = db.execute("SELECT schema_version FROM desk WHERE kind = :kind", {"kind": kind}).fetchone() if is_ours else None
-    return found[0] if found else 0
+    version: int = found[0] if found else 0
+    if version > known:
+        newer = f"is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi"
+        raise TicketApiError(f"{db.place} {newer}")
+    return version
 
 
 def claim_boundary(db: PostgresConnection, job: str, due: int, step: int) -> bool:
@@ -1298,7 +1302,7 @@ def open_postgres(place: Postgres, kind: str) -> PostgresConnection:
     with explained(place):
         db = connect_postgres(place, KINDS[kind].writer)
         try:
-            if not read_version(db, kind):
+            if not read_version(db, kind, KINDS[kind].version):
                 create_postgres_schema(db)
             check_tables(db, kind, place)
         except BaseException:
@@ -1315,7 +1319,7 @@ def create_postgres_schema(db: PostgresConnection) -> None:
     for ours, theirs in DDL_DIALECT:
         script = re.sub(ours, theirs, script)
     with transaction(db):
-        if not read_version(db, "desk"):
+        if not read_version(db, "desk", KINDS["desk"].version):
             db.run(";".join([script, *schema_statements("postgres")]))
             db.executemany(
                 "UPDATE desk SET schema_version = ? WHERE kind = ?", [(known.version, kind) for kind, known in KINDS.items()]
@@ -1383,12 +1387,12 @@ def open_read_only(path: Place, kind: str, views: bool = False) -> Connection | 
     It is neither created nor upgraded. With `views`, which are those of our version, an older one raises TicketApiError.
     """
     if isinstance(path, Postgres):
-        with explained(path):
-            db = connect_postgres(path, VISITOR)
-            if read_version(db, kind):
-                return db
-            db.close()
-            return None
+        with explained(path), ExitStack() as stack:
+            db = stack.enter_context(closing(connect_postgres(path, VISITOR)))
+            if not read_version(db, kind, KINDS[kind].version):
+                return None
+            stack.pop_all()
+            return db
     check_path(path)
     if not path.exists():
         return None
@@ -4344,7 +4348,7 @@ def check_postgres(place: Postgres) -> list[Finding]:
     """Check versions and a desk in PostgreSQL, in one state of it."""
     findings = [judge_package(name, package_version(name)) for name in ("bottle", "waitress", "psycopg")]
     with explained(place), closing(connect_postgres(place, INSPECTOR)) as db, snapshot(db):
-        if not (version := read_version(db, "desk")):
+        if not (version := read_version(db, "desk", KINDS["desk"].version)):
             raise TicketApiError(f"there is no desk in {place}; another command, such as `token list`, makes one")
         check_tables(db, "desk", place)
         findings += [Finding(OK, str(place), "server", db.version), Finding(OK, str(place), "schema", f"version {version}")]
