@@ -535,7 +535,8 @@ class Postgres:
 
     def __str__(self) -> str:
         """Return the URL without its password."""
-        return re.sub(r"[?&](ssl)?password=[^&]*", "", re.sub(r"//([^:@/?]*):.*@", r"//\1@", self.url))
+        shown = re.sub(r"//([^:@/]*):.*@", r"//\1@", self.url)
+        return re.sub(r"(?i)(?<=[?&])[^&=]*(%|password)[^&=]*=[^&]*&?", "", shown).rstrip("?&")
 
     def parameters(self) -> list[dict[str, Any]]:
         """Return how to connect to each host (https://www.postgresql.org/docs/current/libpq-connect.html).
@@ -550,6 +551,8 @@ class Postgres:
             raise TicketApiError(f"a desk in PostgreSQL needs psycopg 3: {fix} ({error})") from None
         try:
             given = conninfo_to_dict(self.url)
+            if re.search("[^,]@", str(given.get("host"))):  # of a password with an unescaped @
+                raise ProgrammingError
         except ProgrammingError:  # its message may cite a part of the password
             raise TicketApiError(f"{self} is no URL that libpq understands; write postgresql://user@host/database") from None
         hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
@@ -775,7 +778,7 @@ class PostgresConnection:
 
 
 def read_version(db: PostgresConnection, kind: str, known: int) -> int:
-    """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for what is not ours, or newer."""
+    """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for none of ours or a newer."""
     sql = """
         SELECT (SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('desk') AND attname = 'schema_version'),
                (SELECT count(*)
