@@ -885,6 +885,7 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
 POSTGRES_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (  # by SQLSTATE or text
     ("55P03", DeskBusy, "database is locked: another program writes to {path}; try again when it is done"),
     ("42501", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
+    ("3F000", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
     ("53100", TicketApiError, "disk full: make room for {path}; what was committed before is kept"),
     (
         "25006",
