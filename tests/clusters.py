@@ -188,7 +188,9 @@ class Databases:
 
     def make_anew(self):
         """Make the desk, in place of one that a test has damaged."""
-        self.session.execute("DROP SCHEMA IF EXISTS public, tests CASCADE; CREATE SCHEMA public")
+        self.session.execute(
+            "DROP SCHEMA IF EXISTS public, tests CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC"
+        )
         ticketapi.open_database(self.place(self.name), "desk").close()
         self.session.execute(HAND_CLOCK)
         self.session.execute("CREATE TABLE tests.desk AS SELECT * FROM desk")
