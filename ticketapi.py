@@ -716,9 +716,9 @@ class PostgresConnection:
 
     def stream(self, sql: str) -> Iterator[PostgresRow]:
         """Yield the rows of a large result, in a transaction, without having them all in memory."""
-        self._walks += 1
-        self.run(f"DECLARE walk{self._walks} NO SCROLL CURSOR FOR {translate(sql)[0]}")
-        while rows := self.execute(f"FETCH {FETCHED_ROWS} FROM walk{self._walks}"):
+        walk = self._walks = self._walks + 1
+        self.run(f"DECLARE walk{walk} NO SCROLL CURSOR FOR {translate(sql)[0]}")
+        while rows := self.execute(f"FETCH {FETCHED_ROWS} FROM walk{walk}"):
             yield from rows
 
     def _ask(self, start: Callable[[Any], object]) -> Any:

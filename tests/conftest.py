@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,16 +23,20 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from clusters import database, databases  # noqa: F401  # fixtures
 from hypothesis import settings
 
 import ticketapi
 
-pytest.register_assert_rewrite("attacks", "breakable", "faults", "fuzz", "soundness", "upgrades")
+pytest.register_assert_rewrite("attacks", "breakable", "faults", "fuzz", "pairs", "soundness", "upgrades")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "tests" / "proofs"
 NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microseconds
 SECOND = 1_000_000
+ENGINES = ("sqlite", "postgres")
+# Folders whose tests run on both engines, but for those marked `files`: everything above the room of the database is the same.
+ON_BOTH_ENGINES = {"audit", "desk", "keys", "lists", "plugins", "routes", "watch"}
 IN_CI = os.environ.get("CI") == "true"  # where every tool is there, and random searches take their time
 # Put before a command: root, too, is then bound by the permissions of files.
 WITHOUT_PRIVILEGES = () if os.getuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
@@ -44,6 +48,13 @@ class HandClock:
 
     now: int = NOON
     tick: float = 1000.0
+    listener: object = None  # a function that is told of each new tick, as the limiter of PostgreSQL goes by another clock
+
+    def __setattr__(self, name, value):
+        """Set an attribute, and tell of a tick."""
+        super().__setattr__(name, value)
+        if name == "tick" and self.listener:
+            self.listener(value)
 
     def wall(self):
         return self.now
@@ -71,7 +82,7 @@ class Answer:
 
 @dataclass
 class Api:
-    """The real app over a desk in a file, called in process through wsgiref.validate."""
+    """The real app over a desk, called in process through wsgiref.validate."""
 
     settings: ticketapi.Settings
     clock: HandClock
@@ -122,6 +133,13 @@ class Api:
             return [dict(row) for row in db.execute("SELECT * FROM api_audits ORDER BY id")]
 
 
+def make_served(settings, clock, stack, schedule=None):
+    """Return an Api over a desk that is there; what it opens is closed with a stack."""
+    readers = stack.enter_context(closing(ticketapi.Readers(settings.db)))
+    audit = stack.enter_context(closing(ticketapi.AuditLog(settings.audit_db)))
+    return Api(settings, clock, readers, audit, ticketapi.make_app(settings, readers, audit, clock, schedule=schedule))
+
+
 def examples(count):
     """Return how many examples a random search makes: as many as asked for in CI, a quarter of them elsewhere."""
     return count if IN_CI else count // 4
@@ -137,6 +155,26 @@ def close_out_of_order(db, ids, now):
     with ticketapi.transaction(db):
         tickets = [db.execute("SELECT id, created_at FROM tickets WHERE id = ?", (one,)).fetchone() for one in ids]
         ticketapi.close_in_order(db, tickets, [now] * len(ids))
+
+
+def run_sql(db, script):
+    """Run statements that no constraint, reference or view holds up; others are told of the change."""
+    if isinstance(db, ticketapi.PostgresConnection):
+        with ticketapi.transaction(db):
+            db.run(re.sub(r"(DROP TABLE \w+)", r"\1 CASCADE", script))
+    else:
+        db.executescript(f"PRAGMA foreign_keys = OFF; {script}")
+
+
+def queries_of(db):
+    """Return a list that gets the statements that a connection sends from now on."""
+    statements = []
+    if isinstance(db, ticketapi.PostgresConnection):
+        plain = db.execute
+        db.execute = lambda sql, values=(): (statements.append(sql), plain(sql, values))[1]
+    else:
+        db.set_trace_callback(statements.append)
+    return statements
 
 
 @contextmanager
@@ -189,10 +227,16 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What stands in the folder of the proofs is a proof."""
+    """What stands in the folder of the proofs is a proof; a case that is marked `files` is none of PostgreSQL's."""
     for item in items:
         if PROOFS in item.path.parents:
             item.add_marker(pytest.mark.proof)
+    items[:] = [item for item in items if not (is_on(item, "postgres") and item.get_closest_marker("files"))]
+
+
+def is_on(item, engine):
+    """Tell whether a test was given an engine."""
+    return hasattr(item, "callspec") and item.callspec.params.get("engine") == engine
 
 
 @pytest.fixture(scope="session")
@@ -217,16 +261,38 @@ def descriptors():
         os.close(ticketapi.HELD.popitem()[1])
 
 
+def pytest_generate_tests(metafunc):
+    """Run what is true on both engines on both."""
+    if "engine" in metafunc.fixturenames and runs_on_both(metafunc.definition):
+        metafunc.parametrize("engine", ENGINES, indirect=True)
+
+
+def runs_on_both(item):
+    """Tell whether a test says nothing of files."""
+    return item.path.parent.name in ON_BOTH_ENGINES and not item.get_closest_marker("files")
+
+
 @pytest.fixture
-def clock():
+def engine(request):
+    """Where the desk of a test lives: in SQLite's file, or in PostgreSQL."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture
+def clock(engine, request):
     """A clock at noon of 2025-12-04."""
-    return HandClock()
+    hand = HandClock()
+    if engine == "postgres":
+        request.getfixturevalue("desk")
+        hand.listener = request.getfixturevalue("databases").tell_clock
+        hand.listener(hand.tick)
+    return hand
 
 
 @pytest.fixture
-def desk(tmp_path):
-    """The path of a desk that does not exist yet."""
-    return tmp_path / "desk.db"
+def desk(engine, tmp_path, request):
+    """The place of a desk: a path at which there is nothing yet, or a database that is empty."""
+    return request.getfixturevalue("databases").fresh() if engine == "postgres" else tmp_path / "desk.db"
 
 
 @pytest.fixture(scope="session")
@@ -248,7 +314,7 @@ def empty_log(tmp_path_factory):
 @pytest.fixture
 def db(desk, empty_desk):
     """A connection to the desk, which is empty unless something has filled it."""
-    if not desk.exists():
+    if isinstance(desk, Path) and not desk.exists():
         shutil.copy(empty_desk, desk)
     with closing(ticketapi.open_database(desk, "desk")) as connection:
         yield connection
@@ -264,20 +330,15 @@ def small_batches(monkeypatch):
 @pytest.fixture
 def make_api(desk, db, clock, empty_log):
     """Return a function that makes an Api over the desk, with settings of its own."""
-    made = []
+    with ExitStack() as stack:
 
-    def make(schedule=None, **settings):
-        chosen = replace(ticketapi.Settings(db=desk), **settings)
-        if not chosen.audit_db.exists():
-            shutil.copy(empty_log, chosen.audit_db)
-        readers, audit = ticketapi.Readers(desk), ticketapi.AuditLog(chosen.audit_db)
-        made.extend((readers, audit))
-        app = ticketapi.make_app(chosen, readers, audit, clock, schedule=schedule)
-        return Api(chosen, clock, readers, audit, app)
+        def make(schedule=None, **settings):
+            chosen = replace(ticketapi.Settings(db=desk), **settings)
+            if isinstance(chosen.audit_db, Path) and not chosen.audit_db.exists():
+                shutil.copy(empty_log, chosen.audit_db)
+            return make_served(chosen, clock, stack, schedule)
 
-    yield make
-    for item in made:
-        item.close()
+        yield make
 
 
 @pytest.fixture

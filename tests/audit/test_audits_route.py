@@ -111,6 +111,7 @@ def test_real_requests_are_shown_with_their_secrets_redacted(make_api, auditor):
     assert api.audits()[-1]["route_name"] == "audits"
 
 
+@pytest.mark.files
 def test_what_is_no_json_and_no_utf_8_is_shown_as_text(page, log, api):
     log(row(query="{", request_body='{"a": NaN}'))
     with closing(ticketapi.connect(api.settings.audit_db)) as db:
@@ -310,6 +311,7 @@ def test_going_back_reads_no_more_at_once_either(sparse, page):
     assert walk(page, f"?status=404&cursor={text}", "prev")[0] == [[1], [FAR + 12]]
 
 
+@pytest.mark.files
 def test_one_request_reads_a_bounded_number_of_rows(sparse, api):
     wanted = ticketapi.make_audit_filter(None, None, range(500, 501), None, None)
     with closing(ticketapi.connect(api.settings.audit_db, ticketapi.LOG_READER)) as db:
@@ -333,7 +335,7 @@ def test_what_is_too_old_is_not_read_to_its_end(sparse, page):
 
 def test_it_takes_no_lock_and_makes_nobody_wait(api, page, log):
     log(row())
-    with closing(ticketapi.connect(api.settings.audit_db, ticketapi.NOTER)) as other, ticketapi.transaction(other):
+    with closing(ticketapi.connect(api.settings.audit_db, ticketapi.LOG_WRITER)) as other, ticketapi.transaction(other):
         begun = time.monotonic()
         assert len(page()["data"]) == 1
         assert time.monotonic() - begun < 1
@@ -341,6 +343,7 @@ def test_it_takes_no_lock_and_makes_nobody_wait(api, page, log):
     assert len(page()["data"]) == 2
 
 
+@pytest.mark.files
 def test_the_connection_that_looks_cannot_write(api):
     with (
         closing(ticketapi.connect(api.settings.audit_db, ticketapi.LOG_READER)) as db,
@@ -349,6 +352,7 @@ def test_the_connection_that_looks_cannot_write(api):
         db.execute("DELETE FROM api_audits")
 
 
+@pytest.mark.files
 def test_the_locks_of_the_connection_that_writes_stay(api, page, log):
     """A process that closes a file loses its POSIX locks on it; another program could then write in between."""
     attempt = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None).execute('BEGIN IMMEDIATE')"
@@ -358,6 +362,7 @@ def test_the_locks_of_the_connection_that_writes_stay(api, page, log):
     assert "locked" in done.stderr
 
 
+@pytest.mark.files
 def test_a_log_that_is_gone_is_a_503(make_api, auditor):
     api = make_api()
     api.settings.audit_db.rename(api.settings.audit_db.with_name("elsewhere.db"))

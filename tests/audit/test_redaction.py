@@ -383,9 +383,12 @@ def test_a_row_that_cannot_be_written_is_counted_and_logged(desk, caplog):
         assert audit.lost == 2
         assert count_audits(desk) == 1
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert [line.partition(": NOT NULL")[0] for line in lines] == [f"audit rows lost, {n} so far: {desk}" for n in (1, 2)]
+    assert [line.partition(": NOT NULL")[0].partition(": null value")[0] for line in lines] == [
+        f"audit rows lost, {n} so far: {desk}" for n in (1, 2)
+    ]
 
 
+@pytest.mark.files
 def test_a_row_that_cannot_be_written_while_the_log_is_gone_raises_nothing(desk, caplog):
     audit = ticketapi.AuditLog(desk)
     audit.close()

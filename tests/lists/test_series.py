@@ -177,6 +177,7 @@ def test_a_typical_wait_is_within_a_twentieth_of_the_exact_one(waits, percent):
     assert abs(found - exact) <= 0.05 * exact
 
 
+@pytest.mark.files
 def test_it_reads_nothing_but_the_hours_asked_for(desk, lived):
     asked = ticketapi.parse_series_request({"since": "2h"}, NOON)
     steps = []

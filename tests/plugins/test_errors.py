@@ -1,7 +1,7 @@
 """Every error is JSON in the words of the contract, whatever the client accepts, and tells nothing of the inside."""
 
 import pytest
-from conftest import NOON
+from conftest import NOON, run_sql
 
 import ticketapi
 
@@ -225,14 +225,14 @@ def test_the_server_goes_on_after_a_500(api, db, token):
     ],
 )
 def test_a_database_that_fails_is_a_503_and_says_when_to_come_again(api, db, token, statement):
-    db.execute("PRAGMA foreign_keys = OFF")
-    db.execute(statement)
+    run_sql(db, statement)
     answer = api.get("/api/stats", token=token)
     assert (answer.status, answer.body) == (503, b'{"message":"Service Unavailable"}')
     assert int(answer.headers["retry-after"]) >= 1
     assert api.audits()[-1]["status_code"] == 503
 
 
+@pytest.mark.files
 def test_a_desk_that_is_damaged_is_a_503(desk, db, make_api, token):
     db.close()
     desk.write_bytes(b"no database at all" * 1000)
@@ -240,6 +240,7 @@ def test_a_desk_that_is_damaged_is_a_503(desk, db, make_api, token):
     assert (answer.status, answer.body) == (503, b'{"message":"Service Unavailable"}')
 
 
+@pytest.mark.files
 def test_a_desk_that_is_gone_is_a_503_and_is_not_made_anew(desk, db, make_api, token):
     db.close()
     desk.unlink()

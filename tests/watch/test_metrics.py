@@ -167,7 +167,13 @@ def test_tickets_are_counted_by_status(api, db):
     assert samples(api.get("/metrics"), "ticketapi_tickets") == {("open",): 5, ("closed",): 2}
 
 
-@pytest.mark.parametrize("damage", [lambda db, desk: db.execute("DROP TABLE ticket_counts"), lambda db, desk: desk.unlink()])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda db, desk: db.execute("DROP TABLE ticket_counts"),
+        pytest.param(lambda db, desk: desk.unlink(), marks=pytest.mark.files),
+    ],
+)
 def test_a_desk_that_cannot_be_read_hides_no_other_figure(api, db, desk, damage):
     damage(db, desk)
     answer = api.get("/metrics")
@@ -203,6 +209,7 @@ def test_rows_that_are_lost_are_counted(api, monkeypatch):
     assert samples(answer, "ticketapi_audit_rows_lost_total") == {(): 2}
 
 
+@pytest.mark.files
 def test_the_size_of_both_write_ahead_logs_is_shown(api, db, desk):
     ticketapi.generate_tickets(db, 7, NOON, seed=1)
     api.get("/api/nope")
@@ -218,6 +225,7 @@ def test_a_write_ahead_log_that_is_not_there_has_no_bytes(tmp_path):
     assert [value for _, _, value in metric.samples] == [0, 0]
 
 
+@pytest.mark.files
 def test_a_desk_behind_a_link_has_the_write_ahead_log_of_the_real_one(api, db, desk, tmp_path):
     ticketapi.generate_tickets(db, 7, NOON, seed=1)
     link = tmp_path / "link.db"

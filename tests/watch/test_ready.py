@@ -14,13 +14,14 @@ def test_a_desk_that_works_is_ready_and_asks_for_no_token(api):
     assert answer.headers["cache-control"] == "no-cache, private"
 
 
-def test_it_leaves_no_file_and_no_audit_row(api, desk):
-    before = sorted(os.listdir(desk.parent))
+def test_it_leaves_no_file_and_no_audit_row(api, tmp_path):
+    before = sorted(os.listdir(tmp_path))
     api.get("/ready")
-    assert sorted(os.listdir(desk.parent)) == before
+    assert sorted(os.listdir(tmp_path)) == before
     assert api.audits() == []
 
 
+@pytest.mark.files
 def test_what_a_killed_look_left_does_not_matter(api, desk):
     left = desk.with_name("desk.db-probe")
     left.symlink_to(desk)
@@ -47,6 +48,7 @@ def moved(make_api, desk, tmp_path):
     tmp_path.with_name(f"{tmp_path.name}-moved").rename(tmp_path)
 
 
+@pytest.mark.files
 def test_a_disk_that_cannot_be_written_is_not_ready_and_the_answer_names_no_path(moved, clock, caplog):
     api, move = moved
     move()
@@ -73,6 +75,7 @@ def test_a_locked_desk_is_ready_as_reading_goes_on(api, desk):
         assert api.get("/ready").status == 200
 
 
+@pytest.mark.files
 def test_the_probe_tells_when_it_cannot_be_written(desk):
     ticketapi.probe_disk(desk)
     with pytest.raises(FileNotFoundError):
