@@ -1224,6 +1224,7 @@ def connect_postgres(place: Postgres, profile: Profile) -> PostgresConnection:
         "lock_timeout": max(1, min(profile.wait_ms, int(profile.seconds * 500))),  # 0 would be for ever
         "idle_in_transaction_session_timeout": int(profile.hangs * 1000),
         "synchronous_commit": "on" if profile.synchronous == FULL else "off",
+        "cursor_tuple_fraction": 1,  # what is streamed is read to its end
         "plan_cache_mode": "force_generic_plan",  # to plan a page anew each time took as long again
     }
     return PostgresConnection(place, setup, profile.leads, profile.seconds)
