@@ -535,7 +535,8 @@ class Postgres:
 
     def __str__(self) -> str:
         """Return the URL without its password."""
-        return re.sub(r"[?&](ssl)?password=[^&]*", "", re.sub(r"//([^:@/?]*):.*@", r"//\1@", self.url))
+        shown = re.sub(r"//([^:@/]*):.*@", r"//\1@", self.url)
+        return re.sub(r"(?i)(?<=[?&])[^&=]*(%|password)[^&=]*=[^&]*&?", "", shown).rstrip("?&")
 
     def parameters(self) -> list[dict[str, Any]]:
         """Return how to connect to each host (https://www.postgresql.org/docs/current/libpq-connect.html).
@@ -550,6 +551,8 @@ class Postgres:
             raise TicketApiError(f"a desk in PostgreSQL needs psycopg 3: {fix} ({error})") from None
         try:
             given = conninfo_to_dict(self.url)
+            if re.search("[^,]@", str(given.get("host"))):  # of a password with an unescaped @
+                raise ProgrammingError
         except ProgrammingError:  # its message may cite a part of the password
             raise TicketApiError(f"{self} is no URL that libpq understands; write postgresql://user@host/database") from None
         hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
@@ -774,8 +777,8 @@ class PostgresConnection:
         self._link.consume_input()
 
 
-def read_version(db: PostgresConnection, kind: str) -> int:
-    """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for another program's tables."""
+def read_version(db: PostgresConnection, kind: str, known: int) -> int:
+    """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for none of ours or a newer."""
     sql = """
         SELECT (SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('desk') AND attname = 'schema_version'),
                (SELECT count(*)
@@ -785,7 +788,11 @@ def read_version(db: PostgresConnection, kind: str) -> int:
     if tables and not is_ours:
         raise TicketApiError(f"{db.place} holds another program's tables; choose another database")
     found = db.execute("SELECT schema_version FROM desk WHERE kind = :kind", {"kind": kind}).fetchone() if is_ours else None
-    return found[0] if found else 0
+    version: int = found[0] if found else 0
+    if version > known:
+        newer = f"is from a newer ticketapi (schema {version}, this one knows {known}); upgrade ticketapi"
+        raise TicketApiError(f"{db.place} {newer}")
+    return version
 
 
 def claim_boundary(db: PostgresConnection, job: str, due: int, step: int) -> bool:
@@ -878,6 +885,7 @@ SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
 POSTGRES_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (  # by SQLSTATE or text
     ("55P03", DeskBusy, "database is locked: another program writes to {path}; try again when it is done"),
     ("42501", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
+    ("3F000", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
     ("53100", TicketApiError, "disk full: make room for {path}; what was committed before is kept"),
     (
         "25006",
@@ -1299,7 +1307,7 @@ def open_postgres(place: Postgres, kind: str) -> PostgresConnection:
     with explained(place):
         db = connect_postgres(place, KINDS[kind].writer)
         try:
-            if not read_version(db, kind):
+            if not read_version(db, kind, KINDS[kind].version):
                 create_postgres_schema(db)
             check_tables(db, kind, place)
         except BaseException:
@@ -1316,7 +1324,7 @@ def create_postgres_schema(db: PostgresConnection) -> None:
     for ours, theirs in DDL_DIALECT:
         script = re.sub(ours, theirs, script)
     with transaction(db):
-        if not read_version(db, "desk"):
+        if not read_version(db, "desk", KINDS["desk"].version):
             db.run(";".join([script, *schema_statements("postgres")]))
             db.executemany(
                 "UPDATE desk SET schema_version = ? WHERE kind = ?", [(known.version, kind) for kind, known in KINDS.items()]
@@ -1384,12 +1392,12 @@ def open_read_only(path: Place, kind: str, views: bool = False) -> Connection | 
     It is neither created nor upgraded. With `views`, which are those of our version, an older one raises TicketApiError.
     """
     if isinstance(path, Postgres):
-        with explained(path):
-            db = connect_postgres(path, VISITOR)
-            if read_version(db, kind):
-                return db
-            db.close()
-            return None
+        with explained(path), ExitStack() as stack:
+            db = stack.enter_context(closing(connect_postgres(path, VISITOR)))
+            if not read_version(db, kind, KINDS[kind].version):
+                return None
+            stack.pop_all()
+            return db
     check_path(path)
     if not path.exists():
         return None
@@ -4345,7 +4353,7 @@ def check_postgres(place: Postgres) -> list[Finding]:
     """Check versions and a desk in PostgreSQL, in one state of it."""
     findings = [judge_package(name, package_version(name)) for name in ("bottle", "waitress", "psycopg")]
     with explained(place), closing(connect_postgres(place, INSPECTOR)) as db, snapshot(db):
-        if not (version := read_version(db, "desk")):
+        if not (version := read_version(db, "desk", KINDS["desk"].version)):
             raise TicketApiError(f"there is no desk in {place}; another command, such as `token list`, makes one")
         check_tables(db, "desk", place)
         findings += [Finding(OK, str(place), "server", db.version), Finding(OK, str(place), "schema", f"version {version}")]
