@@ -53,18 +53,22 @@ class Cluster:
 
     def __init__(self, origin=None, **settings):
         """Make the cluster and start it."""
-        self.folder = Path(tempfile.mkdtemp(prefix="ticketapi-cluster-", dir="/tmp"))  # a socket's path must be short
-        self.data, self.port, self.process, self.settings = self.folder / "data", free_port(), None, settings
-        if RUNNER:
-            shutil.chown(self.folder, RUNNER, RUNNER)
+        self.settings = settings
+        self.prepare()
         if origin:
             self.follow(origin)
         else:
-            self._tool(
-                "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", self.data
-            )
+            options = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
+            self._tool("initdb", *options, "-D", self.data)
         self.configure()
         self.start()
+
+    def prepare(self):
+        """Make a folder."""
+        self.folder = Path(tempfile.mkdtemp(prefix="ticketapi-cluster-", dir="/tmp"))  # a socket's path must be short
+        self.data, self.port, self.process = self.folder / "data", free_port(), None
+        if RUNNER:
+            shutil.chown(self.folder, RUNNER, RUNNER)
 
     def _tool(self, name, *arguments):
         """Run one of PostgreSQL's programs."""
