@@ -796,12 +796,16 @@ def read_version(db: PostgresConnection, kind: str, known: int) -> int:
 
 
 def claim_boundary(db: PostgresConnection, job: str, due: int, step: int) -> bool:
-    """Tell whether nobody has run a job at a boundary; one more than two steps ahead is that of a clock which was wrong."""
+    """Tell whether nobody has run a job at a boundary; one more than two steps ahead is that of a clock which was wrong.
+
+    Ahead of the database's clock, too: who hung since it read its own must not take back what others have done meanwhile.
+    """
     sql = """
         INSERT INTO job_boundaries (job, boundary)
         VALUES (:job, :due)
         ON CONFLICT (job) DO UPDATE SET boundary = excluded.boundary
-        WHERE job_boundaries.boundary < excluded.boundary OR job_boundaries.boundary > excluded.boundary + :ahead"""
+        WHERE job_boundaries.boundary < excluded.boundary
+              OR job_boundaries.boundary > greatest(excluded.boundary, CAST(rate_clock() AS bigint)) + :ahead"""
     return db.execute(sql, {"job": job, "due": due, "ahead": 2 * step}).rowcount == 1
 
 

@@ -51,18 +51,18 @@ def children(pid):
 class Cluster:
     """A cluster in a folder of its own, on a port of this machine; `origin` makes it a standby of another."""
 
-    def __init__(self, origin=None, **settings):
+    def __init__(self, origin=None, options=(), **settings):
         """Make the cluster and start it."""
+        self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="ticketapi-cluster-", dir="/tmp"))  # a socket's path must be short
-        self.data, self.port, self.process, self.settings = self.folder / "data", free_port(), None, settings
+        self.data, self.port, self.process = self.folder / "data", free_port(), None
         if RUNNER:
             shutil.chown(self.folder, RUNNER, RUNNER)
         if origin:
-            self.follow(origin)
+            self.follow(origin, *options)
         else:
-            self._tool(
-                "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", self.data
-            )
+            options = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
+            self._tool("initdb", *options, "-D", self.data)
         self.configure()
         self.start()
 
@@ -85,11 +85,12 @@ class Cluster:
         with open(self.data / "postgresql.conf", "a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in {**common, **self.settings}.items())
 
-    def follow(self, origin):
+    def follow(self, origin, *options):
         """Copy another cluster, to be its standby, in place of what is here."""
         shutil.rmtree(self.data, ignore_errors=True)
         where = f"host=127.0.0.1 port={origin.port} user=postgres application_name=standby"
-        self._tool("pg_basebackup", "-D", self.data, "-d", where, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        options = options or ("-d", where, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        self._tool("pg_basebackup", "-D", self.data, *options)
 
     def rebuild(self, origin):
         """Make it, which has ended, a standby of another and start it."""
