@@ -5013,9 +5013,7 @@ class Throttle(Guard):
         """Raise 429 for a user whose bucket is empty; what looks after the server, /metrics, draws nothing."""
         if self.buckets and is_api(environ["PATH_INFO"]):
             limit = self.buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
-            if (
-                self.authenticate.late and not self.authenticate.readers.get().tokens
-            ):  # the desk has changed; a revocation perhaps
+            if self.authenticate.late and not self.authenticate.readers.get().tokens:  # forgotten, as the desk has changed
                 self.authenticate.identify(environ)
                 self.authenticate.check(environ, ability)
             environ["ticketapi.limit"] = limit
