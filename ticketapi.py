@@ -1504,7 +1504,8 @@ def copy_last_id(source: Connection, target: Connection, table: str) -> None:
     find = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = :name), 0)"
     last = source.execute(find, {"name": table}).fetchone()[0]
     if isinstance(target, PostgresConnection):
-        target.execute("SELECT setval(CAST(:name AS regclass), :last)", {"name": f"{table}_id_seq", "last": last or 1})
+        go_on = "SELECT setval(CAST(:name AS regclass), greatest(:last, 1), :last > 0)"
+        target.execute(go_on, {"name": f"{table}_id_seq", "last": last})
     else:
         target.execute("DELETE FROM sqlite_sequence WHERE name = :name", {"name": table})
         target.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)", {"name": table, "last": last})
@@ -3484,6 +3485,7 @@ class AuditLog:
         self.lost = 0  # rows
         self.omitted = 0  # rows
         self._told_at = -math.inf
+        self._told = False
         self._retry_at = -math.inf  # beyond all times while nothing fails
         self._db = open_database(path, "audit")
         self._lock = threading.Lock()
@@ -3529,7 +3531,8 @@ class AuditLog:
             if self._retry_at > -math.inf:
                 self._retry_at = -math.inf
                 set_busy_timeout(self._db, AUDIT_WAIT_MS)
-                log.info("the audit log is written again: %s", self.path)
+                if self._told:
+                    log.info("the audit log is written again: %s", self.path)
 
     def _is_written(self, row: Mapping[str, Any]) -> bool:
         """Write one row of a group that failed; tell whether that was possible."""
@@ -3542,7 +3545,8 @@ class AuditLog:
         """Keep the rows for another try in a second, without waiting for locks; beyond the bound the oldest are lost."""
         self.failures += 1
         if self._retry_at == -math.inf:
-            if not isinstance(error, Unreachable):  # that is told when it begins, and when it ends
+            self._told = not isinstance(error, Unreachable)  # which is told when it begins, and when it ends
+            if self._told:
                 log.error("audit rows wait in memory: %s", explain_failure(error, self.path))
             with suppress(*FAILURES):
                 set_busy_timeout(self._db, 0)
