@@ -796,12 +796,16 @@ def read_version(db: PostgresConnection, kind: str, known: int) -> int:
 
 
 def claim_boundary(db: PostgresConnection, job: str, due: int, step: int) -> bool:
-    """Tell whether nobody has run a job at a boundary; one more than two steps ahead is that of a clock which was wrong."""
+    """Tell whether nobody has run a job at a boundary; one more than two steps ahead is that of a clock which was wrong.
+
+    Ahead of the database's clock, too: who hung since it read its own must not take back what others have done meanwhile.
+    """
     sql = """
         INSERT INTO job_boundaries (job, boundary)
         VALUES (:job, :due)
         ON CONFLICT (job) DO UPDATE SET boundary = excluded.boundary
-        WHERE job_boundaries.boundary < excluded.boundary OR job_boundaries.boundary > excluded.boundary + :ahead"""
+        WHERE job_boundaries.boundary < excluded.boundary
+              OR job_boundaries.boundary > greatest(excluded.boundary, CAST(rate_clock() AS bigint)) + :ahead"""
     return db.execute(sql, {"job": job, "due": due, "ahead": 2 * step}).rowcount == 1
 
 
@@ -1232,6 +1236,7 @@ def connect_postgres(place: Postgres, profile: Profile) -> PostgresConnection:
         "lock_timeout": max(1, min(profile.wait_ms, int(profile.seconds * 500))),  # 0 would be for ever
         "idle_in_transaction_session_timeout": int(profile.hangs * 1000),
         "synchronous_commit": "on" if profile.synchronous == FULL else "off",
+        "cursor_tuple_fraction": 1,  # what is streamed is read to its end
         "plan_cache_mode": "force_generic_plan",  # to plan a page anew each time took as long again
     }
     return PostgresConnection(place, setup, profile.leads, profile.seconds)
@@ -1499,7 +1504,8 @@ def copy_last_id(source: Connection, target: Connection, table: str) -> None:
     find = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = :name), 0)"
     last = source.execute(find, {"name": table}).fetchone()[0]
     if isinstance(target, PostgresConnection):
-        target.execute("SELECT setval(CAST(:name AS regclass), :last)", {"name": f"{table}_id_seq", "last": last or 1})
+        go_on = "SELECT setval(CAST(:name AS regclass), greatest(:last, 1), :last > 0)"
+        target.execute(go_on, {"name": f"{table}_id_seq", "last": last})
     else:
         target.execute("DELETE FROM sqlite_sequence WHERE name = :name", {"name": table})
         target.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)", {"name": table, "last": last})
@@ -3479,6 +3485,7 @@ class AuditLog:
         self.lost = 0  # rows
         self.omitted = 0  # rows
         self._told_at = -math.inf
+        self._told = False
         self._retry_at = -math.inf  # beyond all times while nothing fails
         self._db = open_database(path, "audit")
         self._lock = threading.Lock()
@@ -3524,7 +3531,8 @@ class AuditLog:
             if self._retry_at > -math.inf:
                 self._retry_at = -math.inf
                 set_busy_timeout(self._db, AUDIT_WAIT_MS)
-                log.info("the audit log is written again: %s", self.path)
+                if self._told:
+                    log.info("the audit log is written again: %s", self.path)
 
     def _is_written(self, row: Mapping[str, Any]) -> bool:
         """Write one row of a group that failed; tell whether that was possible."""
@@ -3537,7 +3545,8 @@ class AuditLog:
         """Keep the rows for another try in a second, without waiting for locks; beyond the bound the oldest are lost."""
         self.failures += 1
         if self._retry_at == -math.inf:
-            if not isinstance(error, Unreachable):  # that is told when it begins, and when it ends
+            self._told = not isinstance(error, Unreachable)  # which is told when it begins, and when it ends
+            if self._told:
                 log.error("audit rows wait in memory: %s", explain_failure(error, self.path))
             with suppress(*FAILURES):
                 set_busy_timeout(self._db, 0)
@@ -5008,9 +5017,7 @@ class Throttle(Guard):
         """Raise 429 for a user whose bucket is empty; what looks after the server, /metrics, draws nothing."""
         if self.buckets and is_api(environ["PATH_INFO"]):
             limit = self.buckets.take(environ["ticketapi.token"].user_id, environ["ticketapi.tick"])
-            if (
-                self.authenticate.late and not self.authenticate.readers.get().tokens
-            ):  # the desk has changed; a revocation perhaps
+            if self.authenticate.late and not self.authenticate.readers.get().tokens:  # forgotten, as the desk has changed
                 self.authenticate.identify(environ)
                 self.authenticate.check(environ, ability)
             environ["ticketapi.limit"] = limit

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
@@ -31,8 +31,8 @@ def programs():
 
 def as_runner(command):
     """Return a command as the user who runs clusters."""
-    become = ("setpriv", f"--reuid={RUNNER}", f"--regid={RUNNER}", "--clear-groups") if RUNNER else ()
-    return [*become, *map(str, command)]
+    become = (f"--reuid={RUNNER}", f"--regid={RUNNER}", "--clear-groups") if RUNNER else ()
+    return ["setpriv", *become, "--pdeathsig=INT", *map(str, command)]  # a run of tests that is killed leaves nothing behind
 
 
 def free_port():
@@ -51,18 +51,18 @@ def children(pid):
 class Cluster:
     """A cluster in a folder of its own, on a port of this machine; `origin` makes it a standby of another."""
 
-    def __init__(self, origin=None, **settings):
+    def __init__(self, origin=None, options=(), **settings):
         """Make the cluster and start it."""
+        self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="ticketapi-cluster-", dir="/tmp"))  # a socket's path must be short
-        self.data, self.port, self.process, self.settings = self.folder / "data", free_port(), None, settings
+        self.data, self.port, self.process = self.folder / "data", free_port(), None
         if RUNNER:
             shutil.chown(self.folder, RUNNER, RUNNER)
         if origin:
-            self.follow(origin)
+            self.follow(origin, *options)
         else:
-            self._tool(
-                "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", self.data
-            )
+            options = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
+            self._tool("initdb", *options, "-D", self.data)
         self.configure()
         self.start()
 
@@ -85,11 +85,12 @@ class Cluster:
         with open(self.data / "postgresql.conf", "a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in {**common, **self.settings}.items())
 
-    def follow(self, origin):
+    def follow(self, origin, *options):
         """Copy another cluster, to be its standby, in place of what is here."""
         shutil.rmtree(self.data, ignore_errors=True)
         where = f"host=127.0.0.1 port={origin.port} user=postgres application_name=standby"
-        self._tool("pg_basebackup", "-D", self.data, "-d", where, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        options = options or ("-d", where, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        self._tool("pg_basebackup", "-D", self.data, *options)
 
     def rebuild(self, origin):
         """Make it, which has ended, a standby of another and start it."""
@@ -177,12 +178,16 @@ class Visitor(threading.Thread):
         """Ask, until it is told to end."""
         while not self.over.wait(0.03):
             begun = time.monotonic()
-            with closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
-                connection.request("GET", self.path, headers=self.headers)
-                answer = connection.getresponse()
-                body = answer.read().decode()
-            now = time.monotonic()
-            self.answers.append((begun, now - begun, answer.status, answer.getheader("Retry-After"), body))
+            status, retry, body = self.ask()
+            self.answers.append((begun, time.monotonic() - begun, status, retry, body))
+
+    def ask(self):
+        """Return what a request is answered; its status is 0 where there is no whole answer."""
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection, suppress(OSError, HTTPException):
+            connection.request("GET", self.path, headers=self.headers)
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Retry-After"), answer.read().decode()
+        return 0, None, ""
 
     def statuses(self, since=0.0):
         """Return the statuses of what was asked since a time."""
@@ -248,11 +253,21 @@ def cluster(database="ticketapi", **settings):
         made.remove()
 
 
-def command(url, *words, text=True):
+class Command(subprocess.Popen):
+    """A command that a failing test does not wait for."""
+
+    def __exit__(self, kind, *rest):
+        """Wait for its end, or bring it about."""
+        if kind:
+            self.kill()
+        return super().__exit__(kind, *rest)
+
+
+def command(url, *words):
     """Start a command on a desk; the URL goes by the environment, as the manual has it."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environ = {**os.environ, "TICKETAPI_DB": url}
-    return subprocess.Popen([sys.executable, "-m", "ticketapi", *map(str, words)], text=text, env=environ, **pipes)
+    return Command([sys.executable, "-m", "ticketapi", *map(str, words)], text=True, env=environ, **pipes)
 
 
 def finish(url, *words):
