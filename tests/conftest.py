@@ -36,7 +36,7 @@ NOON = 1_764_849_600_000_000  # 2025-12-04T12:00:00Z, a Thursday, in microsecond
 SECOND = 1_000_000
 ENGINES = ("sqlite", "postgres")
 # Folders whose tests run on both engines, but for those marked `files`: everything above the room of the database is the same.
-ON_BOTH_ENGINES = {"audit", "desk", "keys", "lists", "plugins", "routes", "watch"}
+ON_BOTH_ENGINES = {"audit", "commands", "desk", "keys", "lists", "plugins", "routes", "watch"}
 IN_CI = os.environ.get("CI") == "true"  # where every tool is there, and random searches take their time
 # Put before a command: root, too, is then bound by the permissions of files.
 WITHOUT_PRIVILEGES = () if os.getuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-all")

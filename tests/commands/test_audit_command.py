@@ -831,6 +831,7 @@ def api_with_log(make_api, log, tmp_path):
     return make_api(rate=0)
 
 
+@pytest.mark.files
 def test_requests_are_answered_and_audited_between_the_steps_of_a_prune(api_with_log: Api, token):
     api, states = api_with_log, []
     reader = ticketapi.open_read_only(api.settings.audit_db, "audit")
@@ -848,6 +849,7 @@ def test_requests_are_answered_and_audited_between_the_steps_of_a_prune(api_with
     assert [found["duration_ms"] for found in api.audits()[:10]] == [3] * 10  # the young ones
 
 
+@pytest.mark.files
 def test_requests_are_answered_and_audited_while_another_thread_prunes(api_with_log: Api, token):
     api, begun, asked = api_with_log, threading.Event(), threading.Event()
 

@@ -594,7 +594,7 @@ def test_a_hint_can_be_pasted_and_concerns_the_desk_that_was_meant(capsys, monke
 def test_a_demo_on_a_desk_with_tickets_changes_nothing_and_names_the_desk(capsys, db, desk):
     ticketapi.generate_tickets(db, 1, NOON, seed=1)
     ticketapi.fill_demo_desk(db, ticketapi.Settings(db=desk), "http://127.0.0.1:8000")
-    assert f"token create --db {desk}" in capsys.readouterr().err
+    assert f"token create --db {shlex.quote(str(desk))}" in capsys.readouterr().err
     assert ticketapi.count_tickets(db, ticketapi.OPEN) == 1
 
 

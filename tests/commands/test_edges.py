@@ -254,6 +254,7 @@ def test_what_is_not_allowed_is_told_with_what_is(run, words, told):
 # Readiness ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.files
 def test_many_who_probe_a_disk_at_once_do_not_disturb_each_other(desk, db):
     failures = []
 
@@ -273,6 +274,7 @@ def test_many_who_probe_a_disk_at_once_do_not_disturb_each_other(desk, db):
     assert [path.name for path in desk.parent.iterdir() if "probe" in path.name] == []
 
 
+@pytest.mark.files
 def test_a_probe_follows_no_link(desk, db, tmp_path):
     (tmp_path / "target").write_text("kept")
     (tmp_path / "desk.db-probe").symlink_to(tmp_path / "target")

@@ -106,6 +106,7 @@ def test_the_last_hour_is_counted_to_the_ticket(month, passed):
     assert [found["opened_last_hour"], found["closed_last_hour"]] == expected
 
 
+@pytest.mark.files
 def test_what_it_costs_grows_by_look_ups_and_not_by_tickets(db, desk):
     ticketapi.generate_history(db, 20_000, 30 * 86_400, NOON, 1)
     with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
@@ -284,6 +285,7 @@ def frames(text):
     return text.split(HOME)[1:]
 
 
+@pytest.mark.files
 def test_on_a_terminal_the_figures_are_written_over_those_before(db, desk):
     with watching(desk, terminal=True) as watched:
         watched.until(lambda text: len(frames(text)) > 2)
