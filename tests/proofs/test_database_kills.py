@@ -1,6 +1,6 @@
 """Proof by kill -9 of servers, commands, one backend or all of PostgreSQL: what was acknowledged is there, and fits together.
 
-Run with `pytest -m proof tests/proofs/test_database_kills.py`; PROOF_ROUNDS sets how often, and PROOF_SEED repeats a run's moments.
+Run with `pytest -m proof tests/proofs/test_database_kills.py`; PROOF_ROUNDS sets how often, PROOF_SEED repeats a run's moments.
 The database syncs to its disk as it does for everybody.
 """
 
