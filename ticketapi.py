@@ -103,7 +103,7 @@ from urllib.parse import parse_qsl, urlencode
 if sys.version_info < (3, 10):  # noqa: UP036  # or a traceback of a line below would be all that is said
     raise SystemExit(f"ticketapi needs Python 3.10 or newer; this is {sys.version.split()[0]}")
 
-__version__ = "1.5.0"
+__version__ = "1.6.0"
 
 
 def import_lazily(name: str) -> Any:

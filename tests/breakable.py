@@ -1,5 +1,7 @@
 """PostgreSQL clusters that proofs break: stopped, killed, frozen, with a standby or without."""
 
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
+
+import ticketapi
 
 PAGE = "/api/tickets/open?per_page=1"
 LONGEST, BACK_WITHIN = 3.0, 2.0  # seconds that an answer may take, and that a server may be away after its database is back
@@ -194,6 +198,23 @@ class Visitor(threading.Thread):
         return [status for begun, _, status, _, _ in self.answers if begun >= since]
 
 
+class Numbered(Visitor):
+    """Asks for numbered pages, so that each request can be found in the log."""
+
+    numbers = itertools.count(1_000_000)
+
+    def ask(self):
+        """Return what the next page is answered, and its number."""
+        self.number = next(self.numbers)
+        self.path = f"/api/tickets/open?page={self.number}"
+        status, retry, _ = super().ask()
+        return status, retry, self.number
+
+    def answered(self):
+        """Return the numbers of the requests that were answered."""
+        return {number for _, _, status, _, number in self.answers if status == 200}
+
+
 class Visit:
     """Visitors of a server, and what they have seen."""
 
@@ -281,3 +302,71 @@ def finish(url, *words):
 def told(err, text):
     """Return the lines of a log that say something."""
     return [line for line in err.splitlines() if text in line]
+
+
+class Writers:
+    """Commands, and two threads that are faster, that write to a desk; they keep what was acknowledged."""
+
+    def __init__(self, url):
+        """Let them begin."""
+        self.url, self.over = url, threading.Event()
+        self.tickets, self.closed, self.tokens, self.generated = set(), set(), set(), 0
+        work = [self.generate, self.process, self.create_tokens, self.write_fast, self.write_fast]
+        self.threads = [threading.Thread(target=one, daemon=True) for one in work]
+        for thread in self.threads:
+            thread.start()
+
+    def command(self, *words):
+        """Run a command to its end; return what it said it did, or nothing."""
+        with command(self.url, *words) as process:
+            out, err = process.communicate(timeout=120)
+        assert process.returncode in (0, 1) and "Traceback" not in err, err
+        if process.returncode == 0:
+            return out
+        self.over.wait(0.1)
+        return ""
+
+    def generate(self):
+        """Add tickets."""
+        while not self.over.is_set():
+            if out := self.command("generate", "--count", 1, "--json"):
+                self.generated += json.loads(out)["generated"]
+
+    def process(self):
+        """Close tickets."""
+        while not self.over.is_set():
+            if out := self.command("process", "--count", 2, "--json"):
+                self.closed.update(json.loads(out)["ticket_ids"])
+
+    def create_tokens(self):
+        """Make tokens."""
+        while not self.over.is_set():
+            if out := self.command("token", "create"):
+                self.tokens.add(ticketapi.hash_token(out.strip()))
+
+    def write_fast(self):
+        """Write a ticket a transaction over one connection, for as long as it lasts."""
+        while not self.over.wait(0.05):
+            with suppress(*ticketapi.FAILURES), closing(ticketapi.connect(ticketapi.Postgres(self.url))) as db:
+                while not self.over.wait(0.002):
+                    with ticketapi.transaction(db):
+                        ticketapi.generate_tickets(db, 1, ticketapi.wall_microseconds(), 1)
+                        [(newest,)] = db.execute("SELECT max(id) FROM tickets")
+                    self.tickets.add(newest)
+
+    def end(self):
+        """Let all finish what they are at."""
+        self.over.set()
+        for thread in self.threads:
+            thread.join(90)
+        assert not any(thread.is_alive() for thread in self.threads)
+
+    def assert_kept(self, primary, before):
+        """See that all that was acknowledged is there; return how much it was."""
+        rows = {int(number): int(status) for number, status in primary.ask("SELECT id, status FROM tickets", "ticketapi")}
+        assert self.tickets <= rows.keys()
+        assert len(rows) >= before + len(self.tickets) + self.generated
+        assert all(rows[number] == ticketapi.CLOSED for number in self.closed)
+        kept = {token for (token,) in primary.ask("SELECT token FROM personal_access_tokens", "ticketapi")}
+        assert self.tokens <= kept
+        return len(self.tickets) + self.generated + len(self.closed) + len(self.tokens)

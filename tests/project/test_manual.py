@@ -136,6 +136,14 @@ LIMITS = {
     "operation.md": [
         {30: "half a minute"}[ticketapi.HEARTBEAT_SECONDS],
     ],
+    "growing.md": [
+        f"after {ticketapi.READER.seconds:.0f} seconds",
+        f"each try costs {ticketapi.CONNECT_SECONDS} seconds",
+        f"fails after {ticketapi.SCHEDULED.seconds:.0f} seconds",
+        f"up to {ticketapi.MAX_WAITING_AUDITS:,}",
+        f"wrote for {ticketapi.BUSY_TIMEOUT_MS // 1000} seconds",
+        f"The limit of {DEFAULTS.rate} requests",
+    ],
     "promises.md": [
         f"batches of {ticketapi.BATCH:,}",
         f"up to {ticketapi.MAX_WAITING_AUDITS:,}",
@@ -166,6 +174,14 @@ def test_every_filter_of_the_audit_log_is_in_the_table_and_no_other(api):
     listed = [one["$ref"].rpartition("/")[2] for one in description["paths"]["/api/audits"]["get"]["parameters"]]
     names = {description["components"]["parameters"][reference]["name"] for reference in listed}
     assert documented == names - {"per_page", "cursor", "If-None-Match"}
+
+
+def test_the_messages_about_postgresql_are_those_of_the_code():
+    _, _, text = section("growing.md", "When the database is away").partition("What commands say")
+    messages = [code(row[0]) for row in table(text)]
+    source = (ROOT / "ticketapi.py").read_text()
+    for message in messages:
+        assert max(message.split("…"), key=len).strip(" :;") in source, message
 
 
 def test_every_metric_is_in_the_table_with_its_type_and_labels_and_no_other(api):

@@ -4,80 +4,14 @@ Run with `pytest -m proof tests/proofs/test_failovers.py`; PROOF_ROUNDS sets how
 both hosts, the server is one and the same all the time. The old primary becomes the standby of the next round.
 """
 
-import json
 import os
 import random
-import threading
 import time
-from contextlib import closing, suppress
 
 import pytest
-from breakable import BACK_WITHIN, DOWN, UP, Cluster, Visit, cluster, command, finish, told
-
-import ticketapi
+from breakable import BACK_WITHIN, DOWN, UP, Cluster, Visit, Writers, cluster, finish, told
 
 ROUNDS = int(os.environ.get("PROOF_ROUNDS", "3"))
-
-
-class Writers:
-    """Commands, and two threads that are faster, that write to a desk; they keep what was acknowledged."""
-
-    def __init__(self, url):
-        self.url, self.over = url, threading.Event()
-        self.tickets, self.closed, self.tokens, self.generated = set(), set(), set(), 0
-        work = [self.generate, self.process, self.create_tokens, self.write_fast, self.write_fast]
-        self.threads = [threading.Thread(target=one, daemon=True) for one in work]
-        for thread in self.threads:
-            thread.start()
-
-    def command(self, *words):
-        """Run a command to its end; return what it said it did, or nothing."""
-        with command(self.url, *words) as process:
-            out, err = process.communicate(timeout=120)
-        assert process.returncode in (0, 1) and "Traceback" not in err, err
-        return out if process.returncode == 0 else ""
-
-    def generate(self):
-        while not self.over.is_set():
-            if out := self.command("generate", "--count", 1, "--json"):
-                self.generated += json.loads(out)["generated"]
-
-    def process(self):
-        while not self.over.is_set():
-            if out := self.command("process", "--count", 2, "--json"):
-                self.closed.update(json.loads(out)["ticket_ids"])
-
-    def create_tokens(self):
-        while not self.over.is_set():
-            if out := self.command("token", "create"):
-                self.tokens.add(ticketapi.hash_token(out.strip()))
-
-    def write_fast(self):
-        """Write a ticket a transaction over one connection, for as long as it lasts."""
-        while not self.over.wait(0.05):
-            with suppress(*ticketapi.FAILURES), closing(ticketapi.connect(ticketapi.Postgres(self.url))) as db:
-                while not self.over.wait(0.002):
-                    with ticketapi.transaction(db):
-                        ticketapi.generate_tickets(db, 1, ticketapi.wall_microseconds(), 1)
-                        [(newest,)] = db.execute("SELECT max(id) FROM tickets")
-                    self.tickets.add(newest)
-
-    def end(self):
-        """Let all finish what they are at."""
-        self.over.set()
-        for thread in self.threads:
-            thread.join(90)
-        assert not any(thread.is_alive() for thread in self.threads)
-
-    def assert_kept(self, primary, before):
-        """See that all that was acknowledged is there; return how much it was."""
-        rows = {int(number): int(status) for number, status in primary.ask("SELECT id, status FROM tickets", "ticketapi")}
-        assert self.tickets <= rows.keys()
-        assert len(rows) >= before + len(self.tickets) + self.generated
-        assert all(rows[number] == ticketapi.CLOSED for number in self.closed)
-        kept = {token for (token,) in primary.ask("SELECT token FROM personal_access_tokens", "ticketapi")}
-        assert self.tokens <= kept
-        return len(self.tickets) + self.generated + len(self.closed) + len(self.tokens)
 
 
 @pytest.mark.parametrize("threads", [1, 4])

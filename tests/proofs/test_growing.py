@@ -21,7 +21,7 @@ RULES = """
 local all postgres trust
 host all postgres 127.0.0.1/32 trust
 host replication standby 127.0.0.1/32 scram-sha-256
-host ticketapi,restored ticketapi,ticketapi_server 127.0.0.1/32 scram-sha-256
+host ticketapi,restored ticketapi,deskserver 127.0.0.1/32 scram-sha-256
 """
 NGINX = """
 daemon off;
@@ -79,7 +79,7 @@ def moved(database, owner, tmp_path_factory):
     words = [written.get(word, word) for word in line.split()]
     assert set(written.values()) <= set(words)
     assert re.fullmatch(r"Copied 10000 tickets, \d+ users, 0 tokens, 0 requests to \S+", finish("", *words))
-    return database.url(user="ticketapi_server", password="another-secret")
+    return database.url(user="deskserver", password="another-secret")
 
 
 def test_a_servers_role_can_do_all_that_servers_and_commands_do_and_change_no_table(database, moved, serve):

@@ -6,11 +6,14 @@ is a 200 or a 503 that says when to come again, and two seconds after the databa
 
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
 from breakable import BACK_WITHIN, DOWN, LONGEST, PAGE, UP, Cluster, Visit, cluster, command, finish, told
-from conftest import wait_for
+from conftest import ROOT, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +154,38 @@ def test_a_scheduled_job_waits_for_a_lost_standby_for_no_longer_than_a_server_ma
         assert set(visitor.statuses()) == {200}, visitor.path
     assert int(re.search(r'runs_total\{job="generate",result="failed"\} (\d+)', runs)[1]) >= 2
     assert code == 0 and "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def on_debian(tmp_path_factory):
+    """The zipapp, run by the system's Python with Debian's psycopg, which is older and uses ctypes."""
+    python = "/usr/bin/python3"
+    found = subprocess.run([python, "-I", "-c", "import psycopg; print(psycopg.__version__)"], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("needs Debian's psycopg: apt-get install python3-psycopg")
+    target = tmp_path_factory.mktemp("dist") / "ticketapi.pyz"
+    subprocess.run([python, ROOT / "packaging" / "build_zipapp.py", target], check=True, capture_output=True)
+    return python, "-I", str(target)
+
+
+def test_the_zipapp_with_debians_psycopg_outlives_a_frozen_database(database, token, serve, on_debian):
+    served = serve("--rate", 0, "--threads", 4, env={"TICKETAPI_DB": database.url()}, program=on_debian)
+    seen = Visit(served, token)
+    back = frozen(database, seen)
+    time.sleep(BACK_WITHIN + 1)
+    seen.end()
+    code, _, err = served.stop()
+    seen.assert_bearable()
+    seen.assert_back(back + BACK_WITHIN)
+    assert (code, len(told(err, DOWN)), len(told(err, UP))) == (0, 1, 1), err
+
+
+@pytest.mark.parametrize("python", ["of this environment", "of Debian"])
+def test_a_host_that_is_frozen_leaves_time_for_the_next(database, python, request):
+    program = (sys.executable, "-m", "ticketapi") if python == "of this environment" else request.getfixturevalue("on_debian")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never says a word
+        here = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{database.port}"
+        url = database.url().replace(f"127.0.0.1:{database.port}", here)
+        done = subprocess.run([*program, "stats", "--db", url], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Open ")

@@ -14,7 +14,7 @@ from contextlib import closing
 from itertools import pairwise
 
 import pytest
-from breakable import Visitor, cluster, command, finish
+from breakable import Numbered, Visitor, cluster, command, finish
 from conftest import wait_for
 
 import ticketapi
@@ -54,22 +54,6 @@ def start(serve, database):
 def db(database):
     with closing(ticketapi.connect(ticketapi.Postgres(database.url()))) as connection:
         yield connection
-
-
-class Numbered(Visitor):
-    """Asks for numbered pages, so that each request can be found in the log."""
-
-    numbers = itertools.count(1_000_000)
-
-    def ask(self):
-        self.number = next(self.numbers)
-        self.path = f"/api/tickets/open?page={self.number}"
-        status, retry, _ = super().ask()
-        return status, retry, self.number
-
-    def answered(self):
-        """Return the numbers of the requests that were answered."""
-        return {number for _, _, status, _, number in self.answers if status}
 
 
 class Walker(threading.Thread):
