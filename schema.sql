@@ -238,8 +238,8 @@ CREATE FUNCTION rate_clock() RETURNS double precision LANGUAGE sql VOLATILE AS
 -- What SQLite has and PostgreSQL has not.
 CREATE FUNCTION instr(text, text) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT CAST(strpos($1, $2) AS bigint)';
 
-CREATE FUNCTION json_each(text, OUT value bigint) RETURNS SETOF bigint LANGUAGE sql IMMUTABLE AS
-    'SELECT CAST(json_array_elements_text(CAST($1 AS json)) AS bigint)';
+CREATE FUNCTION json_each(text, OUT value text) RETURNS SETOF text LANGUAGE sql IMMUTABLE AS
+    'SELECT json_array_elements_text(CAST($1 AS json))';
 
 -- As ticket_resources of the part `reader`, to the byte.
 CREATE VIEW ticket_resources AS

@@ -34,6 +34,7 @@ ALLOWED = {
     ("find_open_ticket", "SCAN tickets USING INDEX tickets_open"): "skips tickets on the index, where ids have gaps",
     ("list_oldest_open_tickets", "SCAN tickets USING INDEX tickets_open"): "in the list's order, ends after a batch",
     ("list_authors", "SCAN json_each VIRTUAL TABLE INDEX 1:"): "the authors of one batch, handed in as JSON",
+    ("list_taken_emails", "SCAN json_each VIRTUAL TABLE INDEX 1:"): "the addresses of new customers, handed in as JSON",
     ("list_tokens", "SCAN tokens"): "prints all tokens",
     ("delete_expired_tokens", "SCAN personal_access_tokens"): "all tokens are few, and a person asked for it",
     ("delete_old_audits", "SCAN api_audits"): "from the oldest row on, ends after a batch",
@@ -68,7 +69,15 @@ class Ran(NamedTuple):
     plan: tuple[str, ...]
 
 
-HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many", "stream"}  # by which queries reach the engine
+HELPERS = {
+    "execute",
+    "fetch_one",
+    "fetch_value",
+    "fetch_all",
+    "execute_many",
+    "stream",
+    "write_rows",
+}  # by which queries reach the engine
 
 
 class Watched(sqlite3.Connection):

@@ -17,7 +17,7 @@ def claim(database):
 
     def ask(minutes, job="generate"):
         with closing(ticketapi.connect(place)) as db, ticketapi.transaction(db):
-            return ticketapi.claim(db, job, now + minutes * MINUTE, MINUTE)
+            return ticketapi.claim_boundary(db, job, now + minutes * MINUTE, MINUTE)
 
     return ask
 
@@ -38,7 +38,7 @@ def test_a_boundary_of_a_clock_that_was_far_ahead_holds_up_nobody(claim):
 def test_what_fails_leaves_its_boundary_to_the_next(database, claim):
     with closing(ticketapi.connect(ticketapi.Postgres(database))) as db:
         with pytest.raises(ZeroDivisionError), ticketapi.transaction(db):
-            assert ticketapi.claim(db, "generate", MINUTE, MINUTE)
+            assert ticketapi.claim_boundary(db, "generate", MINUTE, MINUTE)
             raise ZeroDivisionError
-        assert ticketapi.claim(db, "generate", MINUTE, MINUTE)
-        assert not ticketapi.claim(db, "generate", MINUTE, MINUTE)
+        assert ticketapi.claim_boundary(db, "generate", MINUTE, MINUTE)
+        assert not ticketapi.claim_boundary(db, "generate", MINUTE, MINUTE)

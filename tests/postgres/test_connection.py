@@ -73,10 +73,10 @@ def test_a_value_comes_back_as_it_was(db, text):
 
 
 def test_a_nul_which_no_text_of_postgres_holds_is_replaced(db):
-    assert db.execute("SELECT CAST(? AS text)", ("a\0b",)).fetchone()[0] == "a\ufffdb"
+    assert db.execute("SELECT CAST(? AS text)", ("a\0b",)).fetchone()[0] == "a\x1ab"
     db.executemany("INSERT INTO kept (id, text) VALUES (?, ?)", [(1, "a\0b")])
     db.executemany("INSERT INTO kept (id, text) VALUES (?, ?)", [(number, "\0") for number in range(2, MANY + 2)])
-    assert {text for _, text, _ in kept(db)} == {"a\ufffdb", "\ufffd"}
+    assert {text for _, text, _ in kept(db)} == {"a\x1ab", "\x1a"}
 
 
 # Many rows ----------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_a_nul_which_no_text_of_postgres_holds_is_replaced(db):
         ([], b"{}"),
         ([1, None, -3], b'{"1",NULL,"-3"}'),
         (["", "NULL", 'a"b', "a\\b", "{,}"], b'{"","NULL","a\\"b","a\\\\b","{,}"}'),
-        (["a\0b"], b'{"a\xef\xbf\xbdb"}'),
+        (["a\0b"], b'{"a\x1ab"}'),
     ],
 )
 def test_an_array_is_written_as_postgres_reads_it(values, text):
@@ -140,7 +140,7 @@ def test_a_row_that_is_there_can_be_added_to(db):
 @settings(deadline=None, database=None, max_examples=examples(100))
 @given(st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=30)), min_size=1, max_size=8))
 def test_any_texts_are_taken_by_array_and_by_copy(texts):
-    assert read_array(write_array(texts).decode()) == [text and text.replace("\0", "\ufffd") for text in texts]
+    assert read_array(write_array(texts).decode()) == [text and text.replace("\0", "\x1a") for text in texts]
 
 
 def read_array(text):

@@ -133,9 +133,10 @@ def test_rows_that_arrive_changed_are_noticed_and_nothing_is_kept(place, target,
     write = ticketapi.write_table
 
     def damage(db, table, rows):
-        write(db, table, rows)
+        tally = write(db, table, rows)
         if table == "tickets":
             db.execute("UPDATE tickets SET content = content || '.' WHERE id = 600")
+        return tally
 
     monkeypatch.setattr(ticketapi, "write_table", damage)
     with pytest.raises(ticketapi.TicketApiError, match=r"^tickets differs from what was copied; nothing was kept$"):
