@@ -9,7 +9,8 @@ in SQLite the SQL is a part of it; in PostgreSQL it is another process's, which 
 bulk: `generate`, `process` and `copy`, against a bare COPY of the same rows into the same tables, keys and indexes, and one
 UPDATE of the same rows; wall time, least of the rounds.
 servers: what one and two servers of one desk answer together, and how many servers fill PostgreSQL's core.
-A cluster of its own, with fsync on, is made and removed. Linux only; needs wrk and PostgreSQL (Debian: postgresql).
+A cluster of its own, with fsync on, is made and removed; it is reached by a Unix socket, as one of the same machine is. Linux
+only; needs wrk and PostgreSQL (Debian: postgresql).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         """Make and start it, as another user than root."""
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("initdb") or "/").parent]
-        self.programs, self.data = found[-1], folder / "data"
+        self.programs, self.folder, self.data = found[-1], folder, folder / "data"
         with socket.create_server(("127.0.0.1", 0)) as sock:
             self.port = sock.getsockname()[1]
         self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
@@ -85,7 +86,7 @@ class Cluster:
     def url(self, database: str) -> str:
         """Make a database and return its URL."""
         self.psql("postgres", f"CREATE DATABASE {database}")
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://postgres@/{database}?host={self.folder}&port={self.port}"
 
     def keep_to(self, cores: str) -> None:
         """Let its processes to come run on some cores alone."""

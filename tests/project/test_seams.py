@@ -301,7 +301,7 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
     }
     of_postgres = {"PostgresConnection.dial", "PostgresConnection.stream", "read_version", "claim_boundary"}
     assert {owner for room, owner, _ in odd if room == POSTGRES} == of_postgres  # of constants alone
-    assert [item for item in odd if item[0] not in (QUERIES, POSTGRES)] == [
+    assert {item for item in odd if item[0] not in (QUERIES, POSTGRES)} == {
         (DATABASE, "prepare", "statement"),
         (DATABASE, "create_schema", "statement"),
         (DATABASE, "stream", "sql"),
@@ -310,7 +310,7 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
         (DATABASE, "write_table", "insert"),
         (DATABASE, "copy_last_id", "find"),
         (DATABASE, "copy_last_id", "go_on"),
-    ]
+    }
     assert [query.name for query in queries() if not all(map(is_plain_sql, statements(query)))] == []
     filled = {room for room, _, node in calls(r".*\.execute(many)?") if isinstance(node.args[0], ast.JoinedStr)}
     assert filled <= {POSTGRES, DATABASE}
