@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from conftest import NOON, elsewhere_locked
@@ -54,13 +54,20 @@ def forget():
 
 
 @linux
-@pytest.mark.parametrize("command", [*COMMANDS, "backup copy.db", "serve --port 0"])
-def test_a_hard_link_of_a_served_desk_is_refused(serve, tmp_path, command):
+def test_a_hard_link_of_a_served_desk_is_refused_by_every_command(serve, tmp_path):
+    """All at once, as each waits a second for the lock."""
     served = serve("--generate-every", "0", "--process-every", "0")
     os.link(tmp_path / "ticketapi.db", tmp_path / "b.db")
-    program = [sys.executable, "-m", "ticketapi", *command.split(), "--db", "b.db"]
-    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"ticketapi: b.db {IN_USE}\n")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        started = {
+            command: stack.enter_context(
+                subprocess.Popen([sys.executable, "-m", "ticketapi", *command.split(), "--db", "b.db"], cwd=tmp_path, **pipes)
+            )
+            for command in (*COMMANDS, "backup copy.db", "serve --port 0")
+        }
+        said = {command: (*process.communicate(timeout=60), process.returncode) for command, process in started.items()}
+    assert said == dict.fromkeys(started, ("", f"ticketapi: b.db {IN_USE}\n", 1))
     assert not {"b.db-wal", "b.db-shm"} & {path.name for path in tmp_path.iterdir()}
     assert served.get("/up").status == 200
 
