@@ -1102,12 +1102,14 @@ def lock_desk(path: Path) -> None:
     mount is another name with another WAL. Elsewhere flock(2) on the desk itself would meet SQLite's locks.
     """
     check_path(path)
+    another = TicketApiError(f"another serve is running on {path}; stop it, or choose another --db")
     try:
-        if not lock_file(hold_file(lock_path(path), os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX):
-            raise TicketApiError(f"another serve is running on {path}; stop it, or choose another --db")
         create_private_file(path)
+        # The inode first: whoever sees the lock beside the desk takes it for that of a server, by this very name.
         if sys.platform == "linux" and not lock_file(hold_file(path), fcntl.LOCK_EX):
-            raise TicketApiError(IN_USE.format(path=path))
+            raise another if is_served(path) else TicketApiError(IN_USE.format(path=path))
+        if not lock_file(hold_file(lock_path(path), os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX):
+            raise another
     except OSError as error:
         raise TicketApiError(f"cannot open {error.filename}: {error.strerror}; check the permissions") from error
 
