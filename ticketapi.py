@@ -555,10 +555,13 @@ class Postgres:
             raise TicketApiError(f"a desk in PostgreSQL needs psycopg 3: {fix} ({error})") from None
         try:
             given = conninfo_to_dict(self.url)
-            if re.search("[^,]@", str(given.get("host"))):  # of a password with an unescaped @
+            if re.search("[^,]@", str(given.get("host"))) or "@" in str(
+                given.get("dbname")
+            ):  # of a password with an unescaped @
                 raise ProgrammingError
-        except ProgrammingError:  # its message may cite a part of the password
-            raise TicketApiError(f"{self} is no URL that libpq understands; write postgresql://user@host/database") from None
+        except (ProgrammingError, UnicodeError):  # its message may cite a part of the password
+            shown = str(self).partition("?")[0]
+            raise TicketApiError(f"{shown} is no URL that libpq understands; write postgresql://user@host/database") from None
         hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
         ours = {"application_name": "ticketapi", "connect_timeout": CONNECT_SECONDS}
         if len(hosts) == 1 or "hostaddr" in given:
@@ -612,7 +615,8 @@ class PostgresConnection:
         except Unreachable as error:
             if place.kept and "timeout" in str(error):  # psycopg's word; others may be about this connection alone
                 place.lost(str(error))
-            raise
+                raise
+            raise (PostgresError if place.kept else Unreachable)(str(error)) from error  # the former is logged
 
     def dial(self) -> Any:
         """Return a new session of psycopg, of the first host that gives one. Raises Unreachable."""
@@ -624,7 +628,7 @@ class PostgresConnection:
                 session = psycopg.connect(autocommit=True, **parameters)
                 session.execute("; ".join(f"SET {name} = {value}" for name, value in self.setup.items()))
                 return session
-            except psycopg.Error as error:
+            except (psycopg.Error, UnicodeError) as error:
                 if session:
                     session.close()
                 reasons.append((str(error).strip() or "no answer").splitlines()[0])
@@ -669,10 +673,7 @@ class PostgresConnection:
 
     def execute(self, sql: str, values: Any = (), /) -> Result:
         """Run one statement, prepared the first time. A commit that is not certain raises PostgresError."""
-        if self._fresh and not self.in_transaction and not self.place.down:
-            self._session.close()
-            self._use(self._fresh)
-            self._fresh = None
+        self._renew()
         if sql in CONTROL:
             self._warned = False
             self.run(CONTROL[sql].format(self.leads))
@@ -684,6 +685,13 @@ class PostgresConnection:
         result = self._ask(lambda link: link.send_query_prepared(name, given))
         read = self._readers.get(sql) or self._readers.setdefault(sql, row_reader(result))
         return read(result)
+
+    def _renew(self) -> None:
+        """Take the session that was made when the one before broke; called before anything is asked."""
+        if self._fresh and not self.in_transaction and not self.place.down:
+            self._session.close()
+            self._use(self._fresh)
+            self._fresh = None
 
     def _prepare(self, sql: str, text: str, keys: Sequence[Any]) -> tuple[bytes, Sequence[Any]]:
         """Prepare a statement for this session; return its name, and the keys of its values."""
@@ -700,6 +708,7 @@ class PostgresConnection:
 
         With `leading` it is a transaction of its own, without the questions that would begin and end one.
         """
+        self._renew()
         text, keys = translate(sql)
         rows = list(rows)
         plain = re.fullmatch(r"\s*INSERT INTO (\w+ \([^)]*\))\s*VALUES \([?, ]*\)", sql)
@@ -723,8 +732,8 @@ class PostgresConnection:
         while chunk := list(islice(rows, COPIED_ROWS)):
             lines = ["\t".join(map(copy_value, row)).encode() + b"\n" for row in chunk]
             tally = [tally[0] + len(lines), tally[1] + sum(map(hash, lines))]
-            self._link.put_copy_data(b"".join(lines))
-            self._flush(time.monotonic() + self.seconds)
+            self._step(self._link.put_copy_data, b"".join(lines))
+            self._step(self._flush, time.monotonic() + self.seconds)
         self._ask(lambda link: link.put_copy_end())
         return tally
 
@@ -732,13 +741,21 @@ class PostgresConnection:
         """Return what `copy_in` returned for the rows of a table, as they stand in it."""
         self.run(f"COPY {table} TO STDOUT")
         tally = [0, 0]
-        while (size := (found := self._link.get_copy_data(1))[0]) >= 0:
+        while (size := (found := self._step(self._link.get_copy_data, 1))[0]) >= 0:
             if size:
                 tally = [tally[0] + 1, tally[1] + hash(bytes(found[1]))]
             else:
-                self._wait(time.monotonic() + self.seconds)
+                self._step(self._wait, time.monotonic() + self.seconds)
         self._ask(lambda link: None)
         return tally
+
+    def _step(self, work: Callable[[Any], Any], given: object) -> Any:
+        """Do a step of a COPY. Raises Unreachable."""
+        try:
+            return work(given)
+        except Exception as error:
+            self._session.close()
+            raise Unreachable(str(error).strip() or "the connection is closed") from error
 
     def stream(self, sql: str) -> Iterator[PostgresRow]:
         """Yield the rows of a large result, in a transaction, without having them all in memory."""
@@ -806,6 +823,13 @@ def copy_value(value: Any) -> str:
         return r"\N"
     text = str(value)
     return text if text.isprintable() and "\\" not in text else text.translate(COPY_ESCAPES)
+
+
+def tallied(rows: Iterable[Any], tally: list[int]) -> Iterator[Any]:
+    """Pass rows on; count them in tally[0], and add a hash of each, the same within this process, to tally[1]."""
+    for row in rows:
+        tally[:] = tally[0] + 1, tally[1] + hash(tuple(row))
+        yield row
 
 
 def read_version(db: PostgresConnection, kind: str, known: int) -> int:
@@ -876,7 +900,6 @@ class Profile(NamedTuple):
     views: bool = False  # has the views of schema.sql's part `reader`
     writes: bool = True
     strict: bool = True  # a text that is no UTF-8 is an error, as it is a sign of damage
-    # Of PostgreSQL alone
     leads: str = ""  # which row of the table `desk` a transaction takes, so that nobody else writes meanwhile
     seconds: float = 2.0  # that anything may take; in the event loop everybody waits for it
     hangs: float = 4.0  # seconds that a transaction may do nothing, while others wait for BUSY_TIMEOUT_MS
@@ -893,7 +916,9 @@ READER = Profile(views=True, writes=False, synchronous=NORMAL)
 LOG_READER = Profile(
     wait_ms=0, writes=False, strict=False
 )  # for a request to this process's own server, which waits for nobody
-INSPECTOR = Profile(wal=False, cache_kib=49_152, seconds=3600.0)  # that cache takes a quarter off an integrity check
+INSPECTOR = Profile(
+    wal=False, cache_kib=49_152, seconds=3600.0, hangs=3600.0
+)  # that cache takes a quarter off an integrity check
 VISITOR = INSPECTOR._replace(writes=False, strict=False)
 COPIER = WRITER._replace(seconds=3600.0, hangs=3600.0)
 COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
@@ -931,7 +956,8 @@ POSTGRES_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (  # 
         "{path} is read-only, as a standby is; name the primary, or add ?target_session_attrs=read-write",
     ),
     ("password", TicketApiError, "{path}: wrong or no password; PGPASSWORD, PGPASSFILE or a URL in TICKETAPI_DB can hold it"),
-    (" does not exist", TicketApiError, "{path}: {error}; docs/growing.md shows how to create it"),
+    ('  database "', TicketApiError, "{path}: {error}; docs/growing.md shows how to create it"),
+    ("[23", TicketApiError, "{path} is damaged: {error}; run ticketapi check"),
     ("", TicketApiError, "{path} does not answer, or not to us: {error}"),
 )
 
@@ -1249,6 +1275,9 @@ def connect_postgres(place: Postgres, profile: Profile) -> PostgresConnection:
         "lock_timeout": max(1, min(profile.wait_ms, int(profile.seconds * 500))),  # 0 would be for ever
         "idle_in_transaction_session_timeout": int(profile.hangs * 1000),
         "synchronous_commit": "on" if profile.synchronous == FULL else "off",
+        "client_encoding": "'UTF8'",
+        "client_min_messages": "warning",  # as a commit that was cancelled is told by one
+        "default_transaction_isolation": "'read committed'",
         "cursor_tuple_fraction": 1,  # what is streamed is read to its end
         "plan_cache_mode": "force_generic_plan",  # to plan a page anew each time took as long again
     }
@@ -1509,6 +1538,8 @@ def read_table(db: Connection, table: str) -> Iterator[Any]:
 
 def write_table(db: Connection, table: str, rows: Iterator[Any]) -> list[int]:
     """Put rows into one of TABLES in place of those that it has; return what `digest_table` must return then."""
+    if isinstance(db, PostgresConnection) and table in TABLES["audit"]:
+        db.run("UPDATE desk SET version = version + 1 WHERE kind = 'audit'")  # a server may write to it
     db.execute(f"DELETE FROM {table}")  # noqa: S608
     if isinstance(db, PostgresConnection):
         return db.copy_in(table, rows)
@@ -1529,17 +1560,11 @@ def digest_table(db: Connection, table: str) -> list[int]:
     return tally
 
 
-def tallied(rows: Iterable[Any], tally: list[int]) -> Iterator[Any]:
-    """Pass rows on; count them in tally[0], and add a hash of each, the same within this process, to tally[1]."""
-    for row in rows:
-        tally[:] = tally[0] + 1, tally[1] + hash(tuple(row))
-        yield row
-
-
 def copy_last_id(source: Connection, target: Connection, table: str) -> None:
     """Let a table of AUTOINCREMENT go on after the last id that another one has given, also to a row that is gone."""
     find = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = :name), 0)"
-    last = source.execute(find, {"name": table}).fetchone()[0]
+    highest = target.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]  # noqa: S608
+    last = max(source.execute(find, {"name": table}).fetchone()[0], highest)  # not every role may read a sequence
     if isinstance(target, PostgresConnection):
         go_on = "SELECT setval(CAST(:name AS regclass), greatest(:last, 1), :last > 0)"
         target.execute(go_on, {"name": f"{table}_id_seq", "last": last})
@@ -4506,6 +4531,8 @@ class Copy(NamedTuple):
 
 def plan_backups(settings: Settings, destination: str) -> list[Backup]:
     """Return what to copy where; DEST may be a directory. Refuses what must not be written over."""
+    if destination.startswith("postgres"):  # which may hold a password
+        raise TicketApiError("DEST of backup is a file; `ticketapi copy` copies into a database")
     if isinstance(settings.db, Postgres) or isinstance(settings.audit_db, Postgres):
         dump = f"pg_dump --format=custom --file={shlex.quote(destination)} {shlex.quote(str(settings.db))}"
         raise TicketApiError(f"a desk in PostgreSQL is copied by its own program: {dump}")
@@ -4628,7 +4655,8 @@ def copy_to_postgres(sources: Mapping[str, Connection], target: Postgres, report
     with explained(target), closing(open_postgres(target, "desk")) as made, closing(connect_postgres(target, COPIER)) as db:
         made.close()
         with transaction(db):
-            refuse_filled(db, target)
+            for kind in sources:
+                refuse_filled(db, target, kind)
             copied = {kind: copy_tables(source, db, kind, report) for kind, source in sources.items()}
     return {table: rows for tables in copied.values() for table, rows in tables.items()}
 
@@ -4647,6 +4675,7 @@ def copy_to_files(sources: Mapping[str, Connection], target: Path, report: Repor
             sync_to_disk(parts[kind])
         for kind, file in files.items():
             check_target(file, kind)
+        for kind, file in files.items():
             os.replace(parts[kind], file)
         sync_to_disk(target.parent)
     return copied
@@ -4657,13 +4686,14 @@ def check_target(path: Path, kind: str) -> None:
     check_destination(path, force=True)
     if path.exists() and (db := open_read_only(path, kind)):
         with closing(db):
-            refuse_filled(db, path)
+            refuse_filled(db, path, kind)
 
 
-def refuse_filled(db: Connection, place: Place) -> None:
-    """Refuse a desk that holds anything."""
-    if next(read_table(db, "users"), None):
-        raise TicketApiError(f"{place} has a desk already; choose an empty one, or another DEST")
+def refuse_filled(db: Connection, place: Place, kind: str) -> None:
+    """Refuse a desk, or a log, that holds anything."""
+    if next(read_table(db, TABLES[kind][0]), None):
+        name = "a desk" if kind == "desk" else "an audit log"
+        raise TicketApiError(f"{place} has {name} already; DEST must be new or empty")
 
 
 def copy_desk(settings: Settings, target: Place, report: Report) -> dict[str, int]:
@@ -4682,7 +4712,8 @@ def copy_desk(settings: Settings, target: Place, report: Report) -> dict[str, in
         if isinstance(target, Postgres):
             return copy_to_postgres(sources, target, report)
         refuse_own_files(settings.db, target)
-        check_target(target, "desk")
+        for kind in sources:
+            check_target(target if kind == "desk" else log_path(target), kind)
         return copy_to_files(sources, target, report)
 
 
@@ -5987,13 +6018,13 @@ def number_in(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def read_place(text: str) -> Place:
-    """Read where a desk lives."""
+    """Read where a desk lives. What may hold a password is not repeated."""
+    text = text.strip()
     if re.match(r"postgres(ql)?://", text):
         return Postgres(text)
-    if re.match(r"[A-Za-z0-9+.-]+://", text):
-        raise ValueError(
-            f"{text.partition('://')[0]}:// is no database of ours; write a file, or postgresql://user@host/database"
-        )
+    if found := re.match(r"([A-Za-z0-9+.-]+)://|postgres(ql)?:|.*password *=", text):
+        what = f"{found[1]}:// is no database of ours" if found[1] else "this is no URL of PostgreSQL"
+        raise ValueError(f"{what}; write a file, or postgresql://user@host/database")
     return Path(text)
 
 

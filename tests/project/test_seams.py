@@ -309,6 +309,7 @@ def test_no_statement_is_put_together_from_anything_but_whole_numbers():
         (DATABASE, "write_table", "f'DELETE FROM {table}'"),
         (DATABASE, "write_table", "insert"),
         (DATABASE, "copy_last_id", "find"),
+        (DATABASE, "copy_last_id", "f'SELECT coalesce(max(id), 0) FROM {table}'"),
         (DATABASE, "copy_last_id", "go_on"),
     }
     assert [query.name for query in queries() if not all(map(is_plain_sql, statements(query)))] == []

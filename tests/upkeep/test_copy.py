@@ -13,6 +13,9 @@ from conftest import NOON, SECOND, close_out_of_order, wait_for
 
 import ticketapi
 
+AUDIT_COLUMNS = ("user_id", "token_id", "route_name", "user_agent", "query", "request_body")
+AUDIT = {"method": "GET", "path": "api/x", "status_code": 200, "ip_address": "::1", "duration_ms": 1}
+AUDIT["created_at"] = ticketapi.format_time(NOON)
 WAYS = [(source, target) for source in ("file", "database") for target in ("file", "database")]
 
 
@@ -45,8 +48,7 @@ def fill(where):
         ticketapi.revoke_token(db, tokens[-1]["id"])
     log = ticketapi.Settings(db=where).audit_db
     with closing(ticketapi.open_database(log, "audit")) as db, ticketapi.transaction(db):
-        row = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body"))
-        row |= {"method": "GET", "path": "api/x", "status_code": 200, "ip_address": "::1", "duration_ms": 1}
+        row = dict.fromkeys(AUDIT_COLUMNS) | AUDIT
         ticketapi.insert_audits(db, [{**row, "created_at": ticketapi.format_time(NOON + i)} for i in range(5)])
         db.execute("DELETE FROM api_audits WHERE id = 5")
     return tokens[0]["token"]
@@ -114,7 +116,7 @@ def test_an_empty_desk_is_taken_and_any_other_is_left_alone(place, copy, source,
     before = contents(there)
     code, out, err = copy(here, there)
     assert (code, out) == (1, "")
-    assert err == f"ticketapi: {there} has a desk already; choose an empty one, or another DEST\n"
+    assert err == f"ticketapi: {there} has a desk already; DEST must be new or empty\n"
     assert contents(there) == before
 
 
@@ -222,3 +224,52 @@ def test_files_that_are_made_are_private(place, copy, tmp_path):
     fill(here)
     assert copy(here, there, "--audit")[0] == 0
     assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("b*")} == {"b.db": 0o600, "b-audit.db": 0o600}
+
+
+@pytest.mark.parametrize("target", ["file", "database"])
+def test_a_log_that_has_rows_is_left_alone_and_nothing_is_copied(place, copy, target):
+    here, there = place("file", "a.db"), place(target, "b.db")
+    fill(here)
+    log = ticketapi.Settings(db=there).audit_db
+    with closing(ticketapi.open_database(log, "audit")) as db:
+        ticketapi.insert_audits(db, [{**dict.fromkeys(AUDIT_COLUMNS), **AUDIT}])
+    code, out, err = copy(here, there, "--audit")
+    assert (code, out) == (1, "")
+    assert err == f"ticketapi: {log} has an audit log already; DEST must be new or empty\n"
+    if target == "file":
+        assert not there.exists()
+    with closing(ticketapi.open_database(log, "audit")) as db:
+        assert ticketapi.count_audits(db) == 1
+
+
+@pytest.mark.parametrize("target", ["file", "database"])
+def test_ids_are_not_given_twice_where_the_source_does_not_tell_its_last(place, copy, target):
+    """As a role that may not read a sequence is told nothing."""
+    here, there = place("file", "a.db"), place(target, "b.db")
+    fill(here)
+    with closing(ticketapi.open_database(here, "desk")) as db:
+        db.execute("DELETE FROM sqlite_sequence")
+    assert copy(here, there)[0] == 0
+    with closing(ticketapi.open_database(there, "desk")) as db:
+        assert ticketapi.create_token(db, "ann@example.com", "x", ["*"], 0, NOON)["id"] == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["copy", "postgresql:/me:secret@h/db"],
+        ["copy", "host=h password=secret"],
+        ["backup", "postgresql://me:secret@h/db"],
+        ["stats", "--db", "postgresql:/me:secret@h/db"],
+        ["stats", "--db", "postgresql://me:x@secret/y@h/db"],
+        ["stats", "--db", "postgresql://h/db?password=x&secret"],
+        ["stats", "--db", " postgresql://me:secret@127.0.0.1:1/db"],
+    ],
+)
+def test_what_may_be_a_password_is_not_repeated(run, tmp_path, arguments):
+    fill(tmp_path / "ticketapi.db")
+    code, out, err = run(*arguments)
+    assert code in (1, 2)
+    assert out == ""
+    assert "secret" not in err
+    assert err.count("\n") == 1
