@@ -564,9 +564,9 @@ class Postgres:
             raise TicketApiError(f"{shown} is no URL that libpq understands; write postgresql://user@host/database") from None
         hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
         ours = {"application_name": "ticketapi", "connect_timeout": CONNECT_SECONDS}
-        if len(hosts) == 1 or "hostaddr" in given:
+        if len(hosts) == 1 or "hostaddr" in given or len(ports) not in (1, len(hosts)):  # libpq says what does not fit
             return [{**ours, **given}]
-        each = zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False)
+        each = zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True)
         return [{**ours, "target_session_attrs": "read-write", **given, "host": host, "port": port} for host, port in each]
 
     def lost(self, reason: str) -> None:
@@ -835,7 +835,9 @@ def tallied(rows: Iterable[Any], tally: list[int]) -> Iterator[Any]:
 def read_version(db: PostgresConnection, kind: str, known: int) -> int:
     """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for none of ours or a newer."""
     sql = """
-        SELECT (SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('desk') AND attname = 'schema_version'),
+        SELECT (SELECT count(*)
+                FROM pg_attribute
+                WHERE attrelid = to_regclass(concat(quote_ident(current_schema()), '.desk')) AND attname = 'schema_version'),
                (SELECT count(*)
                 FROM pg_class
                 WHERE relkind IN ('r', 'p', 'v') AND relnamespace = to_regnamespace(CAST(current_schema() AS text)))"""

@@ -237,3 +237,23 @@ def test_a_desk_that_another_program_writes_to_is_busy(run, desk_url, monkeypatc
 
 
 IMPATIENT = ticketapi.WRITER._replace(wait_ms=20)
+
+
+def test_a_schema_that_comes_first_in_the_search_path_gets_a_desk_of_its_own(database, run):
+    with admin_of(database) as session:
+        assert run("generate", "--count", 3, "--db", database)[0] == 0
+        session.execute("CREATE SCHEMA first")
+        session.execute(f"ALTER DATABASE {session.info.dbname} SET search_path = first, public")
+    code, out, err = run("stats", "--db", database)
+    assert (code, out) == (1, "")
+    assert "there is no desk at" in err
+    assert run("generate", "--count", 2, "--db", database)[0] == 0
+    with admin_of(database) as session:
+        counts = [session.execute(f"SELECT count(*) FROM {name}.tickets").fetchone()[0] for name in ("first", "public")]
+    assert counts == [2, 3]
+
+
+def test_ports_that_do_not_fit_the_hosts_are_refused_by_libpq(run):
+    code, out, err = run("stats", "--db", "postgresql://127.0.0.1:1,127.0.0.1:1,127.0.0.1/x?port=1,2")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "could not match 2 port numbers to 3 hosts" in err
