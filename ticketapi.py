@@ -555,9 +555,8 @@ class Postgres:
             raise TicketApiError(f"a desk in PostgreSQL needs psycopg 3: {fix} ({error})") from None
         try:
             given = conninfo_to_dict(self.url)
-            if re.search("[^,]@", str(given.get("host"))) or "@" in str(
-                given.get("dbname")
-            ):  # of a password with an unescaped @
+            # An @ of a password that was not escaped
+            if re.search("[^,]@", str(given.get("host"))) or "@" in str(given.get("dbname")):
                 raise ProgrammingError
         except (ProgrammingError, UnicodeError):  # its message may cite a part of the password
             shown = str(self).partition("?")[0]
@@ -585,7 +584,7 @@ class Postgres:
                 for db in kept:
                     db.replace_session(db.dial())
                 break
-            except (PostgresError, TicketApiError):
+            except Exception:  # whatever it is, too: without this thread nothing would be asked any more
                 time.sleep(RETRY_SECONDS)
         else:
             return  # the server ends
@@ -620,10 +619,10 @@ class PostgresConnection:
 
     def dial(self) -> Any:
         """Return a new session of psycopg, of the first host that gives one. Raises Unreachable."""
-        reasons, session = [], None
-        for parameters in self.place.parameters():
-            import psycopg
+        hosts, reasons, session = self.place.parameters(), [], None
+        import psycopg
 
+        for parameters in hosts:
             try:
                 session = psycopg.connect(autocommit=True, **parameters)
                 session.execute("; ".join(f"SET {name} = {value}" for name, value in self.setup.items()))
@@ -918,9 +917,8 @@ READER = Profile(views=True, writes=False, synchronous=NORMAL)
 LOG_READER = Profile(
     wait_ms=0, writes=False, strict=False
 )  # for a request to this process's own server, which waits for nobody
-INSPECTOR = Profile(
-    wal=False, cache_kib=49_152, seconds=3600.0, hangs=3600.0
-)  # that cache takes a quarter off an integrity check
+# That cache takes a quarter off an integrity check.
+INSPECTOR = Profile(wal=False, cache_kib=49_152, seconds=3600.0, hangs=3600.0)
 VISITOR = INSPECTOR._replace(writes=False, strict=False)
 COPIER = WRITER._replace(seconds=3600.0, hangs=3600.0)
 COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
@@ -952,11 +950,7 @@ POSTGRES_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (  # 
     ("42501", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
     ("3F000", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
     ("53100", TicketApiError, "disk full: make room for {path}; what was committed before is kept"),
-    (
-        "25006",
-        TicketApiError,
-        "{path} is read-only, as a standby is; name the primary, or add ?target_session_attrs=read-write",
-    ),
+    ("25006", TicketApiError, "{path} is read-only, as a standby is; name the primary, or ?target_session_attrs=read-write"),
     ("password", TicketApiError, "{path}: wrong or no password; PGPASSWORD, PGPASSFILE or a URL in TICKETAPI_DB can hold it"),
     ('  database "', TicketApiError, "{path}: {error}; docs/growing.md shows how to create it"),
     ("[23", TicketApiError, "{path} is damaged: {error}; run ticketapi check"),
@@ -1038,10 +1032,8 @@ def check_path(path: Path) -> None:
         raise TicketApiError(f"there is no directory {path.parent}; create it, or choose another --db")
 
 
-def require_database(path: Place) -> None:
+def require_database(path: Path) -> None:
     """Refuse a path at which there is no file, for commands that must not make one."""
-    if isinstance(path, Postgres):
-        return
     check_path(path)
     if not os.path.exists(path):
         raise TicketApiError(f"there is no desk at {path}; --db names its file")
@@ -1160,13 +1152,9 @@ def is_served(path: Path) -> bool:
 
 def enter_desk(path: Place) -> None:
     """Refuse a desk that another program uses under another name; where it has several, no other may use it until we end."""
-    if (
-        isinstance(path, Postgres)
-        or sys.platform != "linux"
-        or not os.access(path, os.R_OK)
-        or not path.is_file()
-        or is_served(path)
-    ):
+    if isinstance(path, Postgres) or sys.platform != "linux" or not os.access(path, os.R_OK):
+        return
+    if not path.is_file() or is_served(path):
         return
     handle = hold_file(path)
     has_links = os.fstat(handle).st_nlink > 1
@@ -1539,10 +1527,11 @@ def read_table(db: Connection, table: str) -> Iterator[Any]:
 
 
 def write_table(db: Connection, table: str, rows: Iterator[Any]) -> list[int]:
-    """Put rows into one of TABLES in place of those that it has; return what `digest_table` must return then."""
+    """Put rows into one of TABLES of an empty desk; return what `digest_table` must return then."""
     if isinstance(db, PostgresConnection) and table in TABLES["audit"]:
         db.run("UPDATE desk SET version = version + 1 WHERE kind = 'audit'")  # a server may write to it
-    db.execute(f"DELETE FROM {table}")  # noqa: S608
+    if table == "ticket_counts":  # which alone is never empty
+        db.execute("DELETE FROM ticket_counts")
     if isinstance(db, PostgresConnection):
         return db.copy_in(table, rows)
     tally = [0, 0]
@@ -1790,9 +1779,7 @@ class Tickets(NamedTuple):
     highest: int
 
 
-Bounds = tuple[
-    int, int, int
-]  # how many tickets are open, from the counter, the lowest and the highest of their ids, 0 for none
+Bounds = tuple[int, int, int]  # how many tickets are open, from the counter, and their lowest and highest id, 0 for none
 
 
 def find_open_bounds(db: Connection) -> Bounds:
@@ -3604,9 +3591,14 @@ class AuditLog:
             try:
                 insert_audits(self._db, self._waiting)
             except ROW_FAULTS as error:  # a row that can never be written must not hold up the others, nor take them with it
-                lost = len(self._waiting) - sum(map(self._is_written, self._waiting))
                 self.failures += 1
-                self._lose(lost, str(error))
+                lost = 0
+                try:
+                    while self._waiting:  # what is done is done: the file may fail between two rows
+                        lost += not self._is_written(self._waiting[0])
+                        del self._waiting[0]
+                finally:
+                    self._lose(lost, str(error))
         except FAILURES as error:
             self._postpone(error, now)
         else:

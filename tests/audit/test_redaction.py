@@ -1,6 +1,7 @@
 """The audit log keeps what was asked, as JSON of texts in at most 4,096 characters, and never a secret."""
 
 import json
+import sqlite3
 from contextlib import closing
 
 import pytest
@@ -424,3 +425,25 @@ def test_a_row_of_a_group_that_cannot_be_written_takes_no_other_with_it(desk, ca
     assert kept == [number for number in range(4) if number not in places]
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"audit rows lost, {len(places)} so far: {desk}: ")
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_a_log_that_fails_while_a_group_is_taken_apart_has_each_row_once_in_the_end(desk, monkeypatch, after):
+    insert, alone = ticketapi.insert_audits, []
+
+    def failing(db, rows):
+        alone.extend(rows if len(rows) == 1 else ())
+        if len(rows) == 1 and len(alone) == after + 1:
+            raise sqlite3.OperationalError("database or disk is full")
+        insert(db, rows)
+
+    with closing(ticketapi.AuditLog(desk, grouped=True)) as audit:
+        for number in range(4):
+            audit.record(audit_row(user_id=number, **({"path": None} if number == 1 else {})), 0.0)
+        monkeypatch.setattr(ticketapi, "insert_audits", failing)
+        audit.commit(0.0)
+        assert audit.waiting == 4 - after
+        audit.commit(10.0)
+        assert (audit.waiting, audit.lost) == (0, 1)
+    with closing(ticketapi.connect(desk, ticketapi.LOG_READER)) as db:
+        assert [row["user_id"] for row in ticketapi.list_audits(db, 1, 100, ticketapi.AuditFilter(), 100)] == [0, 2, 3]

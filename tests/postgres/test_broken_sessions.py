@@ -98,3 +98,21 @@ def test_the_encoding_of_the_environment_changes_nothing(place, monkeypatch):
         assert (
             db.execute("SELECT count(*) FROM users WHERE name = ? AND length(name) = 10", ("Žydrūnas 🎟",)).fetchone()[0] == 299
         )
+
+
+def test_a_try_that_fails_in_an_unknown_way_is_not_the_last(databases, place, monkeypatch):
+    dial, failures = ticketapi.PostgresConnection.dial, [OSError("too many open files"), ValueError("anything")]
+
+    def unlucky(db):
+        if failures:
+            raise failures.pop()
+        return dial(db)
+
+    with closing(ticketapi.open_database(place, "audit")) as db:
+        ticketapi.keep(db)
+        monkeypatch.setattr(ticketapi.PostgresConnection, "dial", unlucky)
+        end_sessions(databases)
+        with pytest.raises(ticketapi.Unreachable):
+            db.execute("SELECT 1")
+        wait_for(lambda: not place.down)
+        assert db.execute("SELECT 1").fetchone()[0] == 1
