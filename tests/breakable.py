@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
+from clusters import find_programs, free_port
 from conftest import wait_for
 
 import ticketapi
@@ -26,23 +26,10 @@ DOWN, UP = "the database does not answer: ", "the database answers again: "
 RUNNER = "postgres" if os.getuid() == 0 else ""  # initdb and postgres refuse root
 
 
-def programs():
-    """Return the folder of PostgreSQL's programs, the newest there is, or None; Debian leaves them out of PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    onpath = shutil.which("initdb")
-    return Path(onpath or found[-1]).resolve().parent if onpath or found else None
-
-
 def as_runner(command):
     """Return a command as the user who runs clusters."""
     become = (f"--reuid={RUNNER}", f"--regid={RUNNER}", "--clear-groups") if RUNNER else ()
     return ["setpriv", *become, "--pdeathsig=INT", *map(str, command)]  # a run of tests that is killed leaves nothing behind
-
-
-def free_port():
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def children(pid):
@@ -72,7 +59,7 @@ class Cluster:
 
     def _tool(self, name, *arguments):
         """Run one of PostgreSQL's programs."""
-        command = as_runner([programs() / name, *arguments])
+        command = as_runner([find_programs() / name, *arguments])
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -105,7 +92,7 @@ class Cluster:
     def begin(self):
         """Start it, and do not wait until it takes connections."""
         log = open(self.folder / "log", "a")  # noqa: SIM115
-        command = as_runner([programs() / "postgres", "-D", self.data, "-p", str(self.port)])
+        command = as_runner([find_programs() / "postgres", "-D", self.data, "-p", str(self.port)])
         self.process = subprocess.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         log.close()
 
@@ -117,7 +104,7 @@ class Cluster:
 
     def is_ready(self):
         """Tell whether it takes connections."""
-        command = [programs() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [find_programs() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, capture_output=True).returncode == 0
 
     def stop(self, number=signal.SIGINT):
@@ -145,7 +132,7 @@ class Cluster:
 
     def ask(self, sql, database="postgres"):
         """Run statements as the superuser; return the rows as tuples of texts."""
-        command = [programs() / "psql", "-XAtq", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", sql]
+        command = [find_programs() / "psql", "-XAtq", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", sql]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return [tuple(line.split("\t")) for line in done.stdout.splitlines()]
@@ -258,7 +245,7 @@ def is_alive(pid):
 def needed():
     """Skip a test where PostgreSQL or psycopg is missing."""
     pytest.importorskip("psycopg", reason="needs psycopg: pip install 'ticketapi[postgres]'")
-    if not programs():
+    if not find_programs():
         pytest.skip("needs PostgreSQL: apt-get install postgresql")
 
 

@@ -16,3 +16,7 @@ ROOM_STARTS = [SOURCE.count("\n", 0, found.start()) + 1 for found in BANNER.find
 def room_of(line):
     """Return the room in which a line lies; 0 is what stands above the first."""
     return bisect_right(ROOM_STARTS, line)
+
+
+# By which queries reach the engine.
+HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many", "stream", "write_rows"}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import NOON, SECOND, Api, HandClock
-from source import FUNCTIONS, TREE, room_of
+from source import FUNCTIONS, HELPERS, TREE, room_of
 
 import ticketapi
 
@@ -67,17 +67,6 @@ class Ran(NamedTuple):
     function: str
     sql: str
     plan: tuple[str, ...]
-
-
-HELPERS = {
-    "execute",
-    "fetch_one",
-    "fetch_value",
-    "fetch_all",
-    "execute_many",
-    "stream",
-    "write_rows",
-}  # by which queries reach the engine
 
 
 class Watched(sqlite3.Connection):

@@ -11,7 +11,8 @@ import time
 from collections import Counter
 
 import pytest
-from breakable import Cluster, Visitor, cluster, command, finish, free_port, programs
+from breakable import Cluster, Visitor, cluster, command, finish
+from clusters import find_programs, free_port
 from conftest import ROOT, Served, wait_for
 from manual import snippets
 
@@ -47,7 +48,7 @@ def shown(title, language):
 
 def psql(made, script, database="postgres"):
     """Run a script of the page as the superuser."""
-    call = [programs() / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", made.url(database)]
+    call = [find_programs() / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", made.url(database)]
     done = subprocess.run(call, input=script, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -94,7 +95,7 @@ def test_a_servers_role_can_do_all_that_servers_and_commands_do_and_change_no_ta
     wait_for(lambda: 'job="process",result="ok"} 1' in served.get("/metrics").body.decode())
     _, _, err = served.stop()
     assert "ERROR" not in err and "secret" not in err
-    denied = subprocess.run([programs() / "psql", "-c", "DROP TABLE tickets", moved], capture_output=True, text=True)
+    denied = subprocess.run([find_programs() / "psql", "-c", "DROP TABLE tickets", moved], capture_output=True, text=True)
     assert "must be owner" in denied.stderr
 
 
