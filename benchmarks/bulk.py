@@ -35,7 +35,7 @@ STATUS_NAMES = {1: "Open", 2: "Closed"}
 
 UPDATE = """
 UPDATE tickets
-SET status = 2, closed_at = :now, updated_at = :now, closed_number = id
+SET status = 2, closed_at = :now, updated_at = :now, closed_number = id, change = id + (SELECT max(change) FROM tickets)
 WHERE id <= :count AND status = 1
 """
 

@@ -46,13 +46,14 @@ import ticketapi
 OPEN, CLOSED, STATS = "/api/tickets/open", "/api/tickets/closed", "/api/stats"
 HOT_BOUND, COLD_BOUND, GENERATE_BOUND, PROCESS_BOUND, COPY_BOUND = 3.0, 1.2, 2.5, 4.0, 1.5
 COLUMNS = {  # as generate made them, for the bare COPY
-    "users": "id, name, email, tickets_count, created_at",
+    "users": "id, name, email, tickets_count, created_at, last_number",
     "tickets": "id, user_id, user_number, user_name, user_email, subject, content, status,"
-    " created_at, updated_at, closed_at, closed_number",
+    " created_at, updated_at, closed_at, closed_number, change",
 }
 UPDATE = """
 UPDATE tickets
-SET status = 2, closed_at = '2030-01-01T00:00:00.000000Z', updated_at = '2030-01-01T00:00:00.000000Z', closed_number = id
+SET status = 2, closed_at = '2030-01-01T00:00:00.000000Z', updated_at = '2030-01-01T00:00:00.000000Z', closed_number = id,
+    change = id + (SELECT max(change) FROM tickets)
 WHERE id <= {count} AND status = 1"""
 
 

@@ -9,6 +9,8 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
+import rows
+
 OPEN, CLOSED = 1, 2
 STATUS_NAMES = {OPEN: "Open", CLOSED: "Closed"}
 ORDERS = {OPEN: "tickets.created_at", CLOSED: "tickets.closed_at DESC"}
@@ -39,9 +41,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 class Database:
     """One connection for each thread, as a pool would keep them."""
 
-    def __init__(self, path: str) -> None:
-        """Remember the file."""
-        self.path = path
+    lock = threading.Lock()  # for who writes: SQLite would have them sleep and try again
+
+    def __init__(self, path: str, synchronous: str = "NORMAL") -> None:
+        """Remember the file, and how durable a commit is; NORMAL is the usual one with WAL."""
+        self.path, self.synchronous = path, synchronous
         self._local = threading.local()
 
     def connect(self) -> sqlite3.Connection:
@@ -50,7 +54,7 @@ class Database:
         if db is None:
             db = self._local.db = sqlite3.connect(self.path)
             db.row_factory = sqlite3.Row
-            db.execute("PRAGMA synchronous = NORMAL")  # the usual one with WAL
+            db.execute(f"PRAGMA synchronous = {self.synchronous}")
             db.execute("PRAGMA foreign_keys = ON")
         return db
 
@@ -92,10 +96,18 @@ def find_token(db: sqlite3.Connection, text: str) -> sqlite3.Row | None:
     return row
 
 
-def save_audit(db: sqlite3.Connection, *values: Any) -> None:
+def save_audit(database: Database, *values: Any) -> None:
     """Write the audit row of a request and commit it."""
-    db.execute(AUDIT, [*values, datetime.now(timezone.utc).isoformat()])
-    db.commit()
+    db = database.connect()
+    with database.lock:
+        db.execute(AUDIT, [*values, datetime.now(timezone.utc).isoformat()])
+        db.commit()
+
+
+def create_ticket(database: Database, user_id: int, subject: str, content: str) -> dict[str, Any]:
+    """Write a ticket, on a desk of ticketapi, and return it as the API shows it."""
+    with database.lock:
+        return rows.write_ticket(database.connect(), user_id, subject, content)
 
 
 def to_resource(row: sqlite3.Row) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import uvicorn
-from desk import CLOSED, OPEN, PER_PAGE, RATE, Database, Limiter, desk_stats, find_token, save_audit, ticket_page
+from desk import CLOSED, OPEN, PER_PAGE, RATE, Database, Limiter, create_ticket, desk_stats, find_token, save_audit, ticket_page
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 app = FastAPI()
 bearer = HTTPBearer(auto_error=False)
 limiter = Limiter(RATE)
-database = Database(sys.argv[1])
+database, durable = Database(sys.argv[1]), Database(sys.argv[1], "FULL")
 
 
 class User(BaseModel):
@@ -44,6 +44,20 @@ class Ticket(BaseModel):
     created_at: str
     updated_at: str
     user: User
+
+
+class NewTicket(BaseModel):
+    """What a client sends to make a ticket."""
+
+    subject: str = Field(min_length=1, max_length=255)
+    content: str = Field(min_length=1, max_length=10_000)
+    user_id: int
+
+
+class OneTicket(BaseModel):
+    """A ticket by itself."""
+
+    data: Ticket
 
 
 class Links(BaseModel):
@@ -89,7 +103,7 @@ def write_audit(request: Request, status: int, duration: float) -> None:
     """Write the audit row of a request."""
     token = getattr(request.state, "token", None)
     save_audit(
-        database.connect(),
+        database,
         token["user_id"] if token else None,
         token["id"] if token else None,
         request.method,
@@ -144,6 +158,14 @@ def open_tickets(request: Request, page: PageNumber = 1, per_page: int = PER_PAG
 def closed_tickets(request: Request, page: PageNumber = 1, per_page: int = PER_PAGE) -> dict[str, Any]:
     """Return closed tickets, most recently closed first."""
     return list_tickets(request, CLOSED, page, per_page)
+
+
+@app.post("/api/tickets", dependencies=[Depends(authenticate)], response_model=OneTicket, status_code=201)
+def store_ticket(new: NewTicket, response: Response) -> dict[str, Any]:
+    """Make a ticket."""
+    ticket = create_ticket(durable, new.user_id, new.subject, new.content)
+    response.headers["Location"] = f"/api/tickets/{ticket['id']}"
+    return {"data": ticket}
 
 
 @app.get("/api/stats", dependencies=[Depends(authenticate)], response_model=Stats)

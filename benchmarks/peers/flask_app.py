@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 
-from desk import CLOSED, OPEN, PER_PAGE, RATE, Database, Limiter, desk_stats, find_token, save_audit, ticket_page
+from desk import CLOSED, OPEN, PER_PAGE, RATE, Database, Limiter, create_ticket, desk_stats, find_token, save_audit, ticket_page
 from flask import Flask, Response, abort, g, jsonify, request
 from waitress.server import create_server
 from werkzeug.exceptions import HTTPException
@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 app = Flask(__name__)
 app.json.sort_keys = False
 limiter = Limiter(RATE)
-database = Database(sys.argv[1])
+database, durable = Database(sys.argv[1]), Database(sys.argv[1], "FULL")
 
 
 @app.before_request
@@ -34,7 +34,7 @@ def audit(response: Response) -> Response:
     """Add the limit's headers and write the request down before its answer is sent."""
     response.headers.update(g.headers)
     save_audit(
-        database.connect(),
+        database,
         g.token["user_id"] if g.token else None,
         g.token["id"] if g.token else None,
         request.method,
@@ -71,6 +71,17 @@ def open_tickets() -> Response:
 def closed_tickets() -> Response:
     """Return closed tickets, most recently closed first."""
     return list_tickets(CLOSED)
+
+
+@app.post("/api/tickets")
+def store_ticket() -> tuple[Response, int, dict[str, str]]:
+    """Make a ticket."""
+    fields = request.get_json()
+    subject, content, user_id = (fields.get(name) for name in ("subject", "content", "user_id"))
+    if not (isinstance(subject, str) and 0 < len(subject) <= 255 and isinstance(content, str) and 0 < len(content) <= 10_000):
+        abort(422, "The subject or content field is not valid.")
+    ticket = create_ticket(durable, user_id, subject, content)
+    return jsonify(data=ticket), 201, {"Location": f"/api/tickets/{ticket['id']}"}
 
 
 @app.get("/api/stats")
