@@ -7,19 +7,7 @@
 
 It serves a secured, rate-limited, audited and paginated JSON API over a support desk that lives: a ticket arrives every
 minute, one is closed every five, and a million more are one command away. Build dashboards, connectors, SDKs and load
-tests against it.
-
-Commands
-    serve      answer HTTP requests; the built-in scheduler lets tickets arrive and closes them
-    generate   add tickets now, or a whole history of them (--since 90d)
-    process    close the oldest open tickets
-    tickets    list the open or the closed tickets, or show one in full
-    stats      show how many tickets wait, for how long, and who wrote most, once or (--watch) on and on
-    token      create, list, revoke and prune the tokens that the API asks for
-    audit      show and follow the audit log, and prune it
-    check      look for damage, wrong counters, open file modes and versions with known problems
-    backup     copy the desk, and with --audit its audit log, while a server runs
-    copy       copy the desk into another file or database, from SQLite to PostgreSQL or back
+tests against it. `ticketapi --help` lists the commands, and so does COMMANDS in the room of options.
 
 Configuration
     Every option can be given as a flag, as an environment variable (--generate-every is TICKETAPI_GENERATE_EVERY), or left
@@ -29,7 +17,8 @@ Configuration
 The life of one request
     socket > Waitress > audit hook (clock, path, preflight, token) > CatchErrors > Authenticate > Throttle >
     Authorize > handler > remembered answer, or operation > queries > SQLite > JSON bytes > audit hook (headers, counters,
-    audit row) > commit > socket
+    audit row) > commit > socket. A request that has to wait, as for a write, is parked: it goes through the app again when that
+    is done, and holds neither the loop nor a thread meanwhile.
 
 Security rules
     - A token is shown once; the database holds its SHA-256 alone, compared in constant time. One answer, 401
@@ -48,16 +37,19 @@ The pages
     the API as any client does, with a token that is pasted into them.
 
 Rooms, top to bottom; each uses only those above it
-     1 Settings and errors    2 PostgreSQL  3 Database    4 Queries            5 Words      6 Clocks
-     7 Desk                   8 Lists       9 Keys and limits                 10 Audit     11 Watch
-    12 Upkeep                13 Plugins    14 Routes     15 Jobs              16 Server    17 Options
-    18 Terminal              19 Commands
+     1 Settings and errors   2 PostgreSQL            3 Database              4 Queries               5 More queries
+     6 Words                 7 Rhythm                8 Clocks                9 Desk                 10 Simulation
+    11 Lists                12 Changes              13 Keys and limits      14 Audit                15 Writes
+    16 Webhooks             17 Watch                18 Upkeep               19 Import               20 Snapshots
+    21 Faults               22 Plugins              23 Routes               24 Jobs                 25 Server
+    26 Options              27 Terminal             28 Commands
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import csv
 import errno
 import fcntl
 import hashlib
@@ -89,29 +81,27 @@ import unicodedata
 import zlib
 from bisect import bisect_left, bisect_right
 from calendar import timegm
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, groupby, islice, takewhile
 from pathlib import Path
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
-from urllib.parse import parse_qsl, urlencode
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 if sys.version_info < (3, 10):  # noqa: UP036  # or a traceback of a line below would be all that is said
     raise SystemExit(f"ticketapi needs Python 3.10 or newer; this is {sys.version.split()[0]}")
 
-__version__ = "1.6.0"
+__version__ = "1.8.0"
 
 
 def import_lazily(name: str) -> Any:
-    """Return a module that is loaded at its first use, or None when it is not installed.
-
-    Bottle and Waitress take most of the start-up time and only `serve` needs them. This is the recipe of the importlib
-    documentation, "Implementing lazy imports".
-    """
+    """Return a module that is loaded at its first use, or None when it is not installed."""
+    # The recipe of the importlib documentation, "Implementing lazy imports". Bottle is slow to load, and for `serve` alone.
     spec = importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
         return None
@@ -140,10 +130,21 @@ MICROSECONDS = 1_000_000  # in a second; times inside the program are whole micr
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
 MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
 NEVER = -(10**18)  # a moment before all others
+END_OF_TIME = 253_370_764_800 * MICROSECONDS  # the year 9999 begins: times have four digits for the year
+RUNNING, FROZEN = "running", "frozen"  # what a desk's own clock may be
+MAX_SPEED = 100_000  # of a desk's own clock, in times the real one: a day takes less than a second
+CLOCK_SECONDS = 10  # that it goes on after it was written last: a server writes it more often, so that is how it outlives one
 MAX_ID = 2**63 - 1
 
-ABILITIES = READ_TICKETS, READ_AUDITS, READ_METRICS, _ = "read:tickets", "read:audits", "read:metrics", "*"
+READ_TICKETS, WRITE_TICKETS, WRITE_WEBHOOKS = "read:tickets", "write:tickets", "write:webhooks"
+READ_AUDITS, READ_METRICS = "read:audits", "read:metrics"
+CONTROL_CLOCK, CONTROL_DESK, CONTROL_FAULTS = "control:clock", "control:desk", "control:faults"
+ABILITIES = (
+    *(READ_TICKETS, WRITE_TICKETS, WRITE_WEBHOOKS, READ_AUDITS, READ_METRICS, CONTROL_CLOCK, CONTROL_DESK, CONTROL_FAULTS),
+    "*",
+)
 FIRST_OWNER_ID = 1_000_000_000  # users from here up own tokens, below are customers
+FIRST_BROUGHT_ID = 500_000_001  # customers from here up came with a request or a file, below were made up
 OPERATOR_EMAIL = "operator@localhost"  # owns the tokens made without --user
 
 
@@ -161,23 +162,32 @@ class Settings:
     no_scheduler: bool = False
     generate_every: int = MINUTE
     process_every: int = 5 * MINUTE
+    profile: Profile | None = None  # None is steady
     audit_keep: int = 0
     cors_origin: tuple[str, ...] = ("*",)
     trusted_proxy: str = ""
     log_level: str = "info"
+    reset: str = ""
     demo: bool = False
+    clock: tuple[int | None, int] | None = None  # where it starts, None for now, and thousandths of the real speed
+    faults: str = ""  # a file
     # generate, process
     count: int = 1
     seed: int | None = None
     since: int = 0
     # tickets, stats
     tickets_limit: int = 20  # tickets; 0 is all
+    format: str = "table"
     watch: bool = False
     # token
     name: str = "token"
     user: str = OPERATOR_EMAIL
     ability: tuple[str, ...] = (READ_TICKETS,)
     expires: int = 0
+    # webhook
+    event: tuple[str, ...] = ()  # none is all
+    webhook_name: str = ""
+    deliveries_limit: int = 20  # 0 is all
     # audit
     audit_user: int | str | None = None  # an id or an e-mail address
     audit_token: int | None = None
@@ -192,6 +202,8 @@ class Settings:
     # backup
     audit: bool = False
     force: bool = False
+    # import
+    import_audit: bool = False
 
     @property
     def audit_db(self) -> Place:
@@ -223,6 +235,12 @@ class DeskBusy(TicketApiError):
     status = 503
 
 
+class DiskFull(TicketApiError):
+    """There is no room left where a database lies."""
+
+    status = 503
+
+
 class NotFound(TicketApiError):
     """What was asked for by id is not there."""
 
@@ -233,6 +251,36 @@ class BadRequest(TicketApiError):
     """A request that makes no sense as a whole."""
 
     status = 400
+
+
+class Gone(TicketApiError):
+    """A cursor that lies before what is kept, or after all there is."""
+
+    status = 410
+
+
+class Conflict(TicketApiError):
+    """What cannot be done in the state that something is in."""
+
+    status = 409
+
+
+class TooLarge(TicketApiError):
+    """A request body over the bound."""
+
+    status = 413
+
+
+class UnknownType(TicketApiError):
+    """A request body of a media type that is not read."""
+
+    status = 415
+
+
+class PreconditionFailed(TicketApiError):
+    """A ticket that is not in the state that If-Match names."""
+
+    status = 412
 
 
 class InvalidFields(TicketApiError):
@@ -255,6 +303,7 @@ def format_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).zfill(19)  # years below 1000 come without zeros
 
 
+@lru_cache(maxsize=10_000)  # a batch of changes writes each of its times in four places
 def format_time(moment: int) -> str:
     """Write microseconds since 1970 as the API and the tables show them: `2025-12-04T11:30:16.000000Z`."""
     seconds, fraction = divmod(moment, MICROSECONDS)
@@ -365,12 +414,55 @@ def read_status(text: str) -> range:
     return range(first, first + 100) if match[2].lower() == "xx" else range(int(text), int(text) + 1)
 
 
+def parse_moment(text: str) -> int:
+    """Read a UTC time such as `2025-12-04T11:30:16Z`, as microseconds since 1970. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})(?:\.([0-9]{1,6}))?Z", text)
+    if not match:
+        raise ValueError(f"{text!r} is no time; write 2025-12-04T11:30:16Z")
+    return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
+
+
 def read_moment(text: str, now: int) -> int:
     """Read a UTC time such as `2025-12-04T11:30:16Z`, or a duration before now such as `24h`, as microseconds since 1970."""
-    match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})(?:\.([0-9]{1,6}))?Z", text)
-    if match:
-        return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
-    return now - read_duration(text) * MICROSECONDS
+    return parse_moment(text) if "T" in text else now - read_duration(text) * MICROSECONDS
+
+
+def read_speed(text: str) -> int:
+    """Read how many times as fast as the real one a clock goes, such as `60x` or `0.5`, in thousandths."""
+    found = re.fullmatch(r"([0-9]{1,6})(?:\.([0-9]{1,3}))?x?", text)
+    speed = int(found[1]) * 1000 + int(f"{found[2] or '':0<3}") if found else 0
+    if not 1 <= speed <= MAX_SPEED * 1000:
+        raise ValueError(f"{text!r} is no speed; write 60x or 60, from 0.001 to {MAX_SPEED}")
+    return speed
+
+
+def parse_date(text: str) -> int:
+    """Read a UTC time, or a date for its first moment. Raises ValueError."""
+    return parse_moment(f"{text}T00:00:00Z" if len(text) == 10 else text)
+
+
+def read_clock(text: str) -> tuple[int | None, int]:
+    """Read where a clock starts (None: now) and its speed: `2025-01-01`, `now,60x`."""
+    start, _, speed = text.partition(",")
+    try:
+        begun = None if start == "now" else parse_date(start)
+    except ValueError:
+        begun = END_OF_TIME
+    if begun is not None and begun >= END_OF_TIME:
+        raise ValueError(f"{start!r} is no start; write 2025-01-01, 2025-01-01T08:00:00Z or now, before the year 9999")
+    return begun, read_speed(speed) if speed else 1000
+
+
+def closest(text: str, known: Iterable[str]) -> list[str]:
+    """Return the known text that a mistyped one is closest to, as a list of one, or an empty list."""
+    import difflib  # only where something was mistyped
+
+    return difflib.get_close_matches(text, list(known), 1)
+
+
+def did_you_mean(meant: Sequence[str]) -> str:
+    """Return `; did you mean …?` for a mistyped text; nothing without a guess."""
+    return f"; did you mean {' or '.join(f'`{text}`' for text in meant)}?" if meant else ""
 
 
 # ======================================================================================================================
@@ -389,14 +481,10 @@ TYPES: dict[int, Callable[[bytes], Any]] = {  # by OID; truth is 1, as SQLite ha
     701: float,
 }
 
-ORPHANS = """
-    SELECT 'tickets', id, 'users', 0
-    FROM tickets
-    WHERE NOT EXISTS (SELECT 1 FROM users WHERE users.id = user_id)
-    UNION ALL
-    SELECT 'personal_access_tokens', id, 'users', 0
-    FROM personal_access_tokens
-    WHERE NOT EXISTS (SELECT 1 FROM users WHERE users.id = user_id)"""
+ORPHANS = " UNION ALL ".join(
+    f"SELECT '{table}', id, 'users', 0 FROM {table} WHERE NOT EXISTS (SELECT 1 FROM users WHERE users.id = user_id)"  # noqa: S608
+    for table in ("tickets", "personal_access_tokens")
+)
 # What SQLite is told, and how PostgreSQL says it: the one place where they differ, but for the part `postgres` of schema.sql.
 DIALECT = (
     ("CAST(group_concat(resource) AS BLOB)", "string_agg(resource, ',')"),
@@ -543,10 +631,7 @@ class Postgres:
         return re.sub(r"(?i)(?<=[?&])[^&=]*(%|password)[^&=]*=[^&]*&?", "", shown).rstrip("?&")
 
     def parameters(self) -> list[dict[str, Any]]:
-        """Return how to connect to each host (https://www.postgresql.org/docs/current/libpq-connect.html).
-
-        psycopg before 3.2 gives one that is frozen the time of all. Raises TicketApiError.
-        """
+        """Return how to connect to each host: psycopg before 3.2 gives a frozen one the time of all. Raises TicketApiError."""
         try:
             from psycopg import ProgrammingError
             from psycopg.conninfo import conninfo_to_dict
@@ -554,7 +639,7 @@ class Postgres:
             fix = "pip install 'ticketapi[postgres]', or Debian's python3-psycopg"
             raise TicketApiError(f"a desk in PostgreSQL needs psycopg 3: {fix} ({error})") from None
         try:
-            given = conninfo_to_dict(self.url)
+            given = conninfo_to_dict(self.url)  # https://www.postgresql.org/docs/current/libpq-connect.html
             # An @ of a password that was not escaped
             if re.search("[^,]@", str(given.get("host"))) or "@" in str(given.get("dbname")):
                 raise ProgrammingError
@@ -593,20 +678,17 @@ class Postgres:
         log.info("the database answers again: %s", self)
 
 
+# It uses libpq below psycopg's cursors, which cost four times as much a row. Python waits for answers, so that signals are
+# heard, and for no longer than it is told: a backend that is frozen, or a commit that waits for a lost standby, would hold
+# us for ever (https://www.postgresql.org/docs/current/libpq-async.html).
 class PostgresConnection:
-    """A connection to PostgreSQL that takes what sqlite3.Connection takes.
-
-    It uses libpq below psycopg's cursors, which cost four times as much a row. Python waits for answers, so that signals are
-    heard, and for no longer than it is told: a backend that is frozen, or a commit that waits for a lost standby, would hold
-    us for ever (https://www.postgresql.org/docs/current/libpq-async.html).
-    """
+    """A connection to PostgreSQL that takes what sqlite3.Connection takes."""
 
     def __init__(self, place: Postgres, setup: dict[str, int | str], leads: str, seconds: float) -> None:
         """Connect. `setup` are parameters of the session, `leads` what it may write alone, `seconds` the most to wait."""
         self.place, self.setup, self.leads, self.seconds = place, setup, leads, seconds
         self._fresh: Any = None  # a session made by another thread, taken when no transaction is open
         self._walks = 0
-        self.kept = False  # one that is made anew when it breaks
         if place.down:  # who makes the first request of a thread would wait for what is known
             raise Unreachable(place.down)
         try:
@@ -654,8 +736,7 @@ class PostgresConnection:
 
     def close(self) -> None:
         """End the connection."""
-        if self.kept:
-            self.kept = False
+        if self in self.place.kept:
             self.place.kept.remove(self)
         self.replace_session(None)
         self._session.close()
@@ -703,10 +784,7 @@ class PostgresConnection:
         self._ask(lambda link: link.send_query(script.encode()))
 
     def executemany(self, sql: str, rows: Iterable[Any], /, leading: bool = False) -> None:
-        """Run one statement for many rows of values, at once; many new rows by COPY.
-
-        With `leading` it is a transaction of its own, without the questions that would begin and end one.
-        """
+        """Run one statement for many rows at once, many new rows by COPY; with `leading` as a transaction in one question."""
         self._renew()
         text, keys = translate(sql)
         rows = list(rows)
@@ -721,11 +799,9 @@ class PostgresConnection:
             self._ask(lambda link: link.send_query_prepared(name, arrays))
 
     def copy_in(self, table: str, rows: Iterable[Sequence[Any]]) -> list[int]:
-        """Insert rows by COPY (https://www.postgresql.org/docs/current/sql-copy.html); return their number, and a hash of them.
-
-        The hash is the same in this process for the same rows in any order. Pieces are small, so that the server works on one
-        while the next is written: with 5,000 rows in each it took half as long again.
-        """
+        """Insert rows by COPY (https://www.postgresql.org/docs/current/sql-copy.html); return their number and a hash."""
+        # The hash is the same in this process for the same rows in any order. Pieces are small, so that the server works on one
+        # while the next is written: with 5,000 rows in each it took half as long again.
         self.run(f"COPY {table} FROM STDIN")
         rows, tally = iter(rows), [0, 0]
         while chunk := list(islice(rows, COPIED_ROWS)):
@@ -765,7 +841,7 @@ class PostgresConnection:
 
     def _ask(self, start: Callable[[Any], object]) -> Any:
         """Send something and return its last result. Raises the first error, and Unreachable, after which all is lost."""
-        reason = self.place.down if self.kept else ""
+        reason = self.place.down if self in self.place.kept else ""
         if not reason:
             try:
                 start(self._link)
@@ -782,7 +858,7 @@ class PostgresConnection:
                 if not self._link.status:
                     raise (RowFault if code[:2] in ("22", "23") else PostgresError)(f"{reason} [{code}]")
         self._session.close()
-        if self.kept:
+        if self in self.place.kept:
             self.place.lost(reason)
         raise Unreachable(reason)
 
@@ -824,13 +900,6 @@ def copy_value(value: Any) -> str:
     return text if text.isprintable() and "\\" not in text else text.translate(COPY_ESCAPES)
 
 
-def tallied(rows: Iterable[Any], tally: list[int]) -> Iterator[Any]:
-    """Pass rows on; count them in tally[0], and add a hash of each, the same within this process, to tally[1]."""
-    for row in rows:
-        tally[:] = tally[0] + 1, tally[1] + hash(tuple(row))
-        yield row
-
-
 def read_version(db: PostgresConnection, kind: str, known: int) -> int:
     """Return the version of the schema of a desk or its log, 0 for none. Raises TicketApiError for none of ours or a newer."""
     sql = """
@@ -852,11 +921,9 @@ def read_version(db: PostgresConnection, kind: str, known: int) -> int:
 
 
 def claim_boundary(db: object, job: str, due: int, step: int) -> bool:
-    """Tell whether a run of a job is this server's to do, in the transaction that does it: a desk in a file has no other.
-
-    A boundary more than two steps ahead is that of a clock which was wrong. Ahead of the database's clock, too: who hung since
-    it read its own must not take back what others have done meanwhile.
-    """
+    """Tell whether a run of a job is this server's to do, in the transaction that does it: a desk in a file has no other."""
+    # A boundary more than two steps ahead is that of a clock which was wrong. Ahead of the database's clock, too: who hung
+    # since it read its own must not take back what others have done meanwhile.
     if not isinstance(db, PostgresConnection):
         return True
     sql = """
@@ -876,9 +943,11 @@ BUSY_TIMEOUT_MS = 5000  # how long a writer waits for another one
 BACKUP_PAGES = 5000  # copied in one step, for some 50 ms: how long a signal waits
 OFF, NORMAL, FULL = 0, 1, 2  # PRAGMA synchronous: FULL survives a power cut, NORMAL kill -9 alone, at a tenth of the cost
 WAL_KEPT = 4 * 1024 * 1024  # bytes of a write-ahead log that may stay while nobody writes; SQLite itself lets it grow to that
+LONG_WAL = (
+    32 * 1024 * 1024
+)  # bytes; beyond it nobody commits for whom others wait, as a commit may bring all of it into the file
 PROBE_BYTES = 64 * 1024  # that must fit on the disk for the desk to be ready
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+DISK_FULL, TOO_MANY_FILES = (errno.ENOSPC, errno.EDQUOT), (errno.EMFILE, errno.ENFILE)
 
 
 Place = Path | Postgres  # where a desk lives
@@ -887,16 +956,16 @@ Rows = sqlite3.Cursor | Result
 Row = Any  # sqlite3.Row or PostgresRow
 
 
-class Profile(NamedTuple):
-    """How a connection is opened, by what it is for. The defaults are those of a connection that writes.
-
-    https://sqlite.org/pragma.html
-    """
+class Access(NamedTuple):
+    """How a connection is opened, by what it is for; the defaults are for one that writes (https://sqlite.org/pragma.html)."""
 
     mode: str = "mode=rw"  # of the URI: a desk that somebody removed is not made anew behind their back
     wal: bool = True  # switches the file to WAL, which lets readers and the writer work side by side
     wait_ms: int = BUSY_TIMEOUT_MS
     synchronous: int = FULL
+    checkpoint: int = (
+        1000  # pages of a WAL from which on a commit moves them into the file, which waits for the disk; 0 is none
+    )
     cache_kib: int = 2_000
     views: bool = False  # has the views of schema.sql's part `reader`
     writes: bool = True
@@ -909,19 +978,18 @@ class Profile(NamedTuple):
 # The cache of the desk's writers holds the pages that a batch of tickets touches in the index by user: a million bare inserts
 # took 10.7 s instead of 14.7 s with SQLite's 2 MB. It is filled as needed, so a small command has a small one.
 # The scheduler must go round within HEARTBEAT_SECONDS. A batch of a command takes half a second of Python, or much more.
-SCHEDULED = Profile(leads="desk", seconds=10.0)
+SCHEDULED = Access(leads="desk", seconds=10.0)
 WRITER = SCHEDULED._replace(cache_kib=49_152, seconds=60.0, hangs=60.0)
-LOG_WRITER = Profile(synchronous=NORMAL, leads="audit")
-NOTER = Profile(wait_ms=0)  # writes what can wait for another time
-READER = Profile(views=True, writes=False, synchronous=NORMAL)
-LOG_READER = Profile(
-    wait_ms=0, writes=False, strict=False
-)  # for a request to this process's own server, which waits for nobody
+# In the event loop nothing waits for the disk: `shrink_wal` moves the pages, unless it cannot keep up for 64 MB.
+LOG_WRITER = Access(synchronous=NORMAL, leads="audit", checkpoint=16_000)
+NOTER = Access(wait_ms=0, synchronous=NORMAL, checkpoint=0)  # writes what can wait for another time
+READER = Access(views=True, writes=False, synchronous=NORMAL)
+LOG_READER = Access(wait_ms=0, writes=False, strict=False)  # for a request to this process's own server: waits for nobody
 # That cache takes a quarter off an integrity check.
-INSPECTOR = Profile(wal=False, cache_kib=49_152, seconds=3600.0, hangs=3600.0)
+INSPECTOR = Access(wal=False, cache_kib=49_152, seconds=3600.0, hangs=3600.0)
 VISITOR = INSPECTOR._replace(writes=False, strict=False)
 COPIER = WRITER._replace(seconds=3600.0, hangs=3600.0)
-COPY = Profile(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
+COPY = Access(wal=False, wait_ms=0, synchronous=OFF)  # one that fails is thrown away, one that is done is synced as a whole
 
 
 class Kind(NamedTuple):
@@ -929,16 +997,16 @@ class Kind(NamedTuple):
 
     application_id: int  # SQLite's: "TKTD" and "TKTA" in ASCII
     version: int  # of the schema, SQLite's user_version
-    writer: Profile
+    writer: Access
 
 
-KINDS = {"desk": Kind(0x544B5444, 3, WRITER), "audit": Kind(0x544B5441, 2, LOG_WRITER)}
+KINDS = {"desk": Kind(0x544B5444, 5, WRITER), "audit": Kind(0x544B5441, 3, LOG_WRITER)}
 
 # What SQLite says, and what we say instead; the path is put in for {path}.
 SQLITE_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (
     ("locked", DeskBusy, "database is locked: another program holds {path}; try again when it is done"),
     ("readonly", TicketApiError, "{path} is read-only; give this user the right to write it and its directory"),
-    ("full", TicketApiError, "disk full: make room where {path} lies; what was committed before is kept"),
+    ("full", DiskFull, "disk full: make room where {path} lies; what was committed before is kept"),
     ("malformed", TicketApiError, "{path} is damaged ({error}); restore a backup"),
     ("not a database", TicketApiError, "{path} is not a SQLite database; choose another --db"),
     ("unable to open", TicketApiError, "cannot open {path}; check permissions of the file and its directory, and ulimit -n"),
@@ -949,7 +1017,7 @@ POSTGRES_EXPLANATIONS: tuple[tuple[str, type[TicketApiError], str], ...] = (  # 
     ("55P03", DeskBusy, "database is locked: another program writes to {path}; try again when it is done"),
     ("42501", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
     ("3F000", TicketApiError, "{path}: {error}; give the role that right, docs/growing.md has those it needs"),
-    ("53100", TicketApiError, "disk full: make room for {path}; what was committed before is kept"),
+    ("53100", DiskFull, "disk full: make room for {path}; what was committed before is kept"),
     ("25006", TicketApiError, "{path} is read-only, as a standby is; name the primary, or ?target_session_attrs=read-write"),
     ("password", TicketApiError, "{path}: wrong or no password; PGPASSWORD, PGPASSFILE or a URL in TICKETAPI_DB can hold it"),
     ('  database "', TicketApiError, "{path}: {error}; docs/growing.md shows how to create it"),
@@ -982,15 +1050,12 @@ def explained(path: Place) -> Iterator[None]:
         raise explain_failure(error, path) from error
 
 
-__loader__: Any  # what has loaded this module, from a folder or a zip archive
+__loader__: Any  # of this module; pkgutil and importlib.resources would load a script a second time to find its files
 
 
 @cache
 def read_resource(name: str) -> str:
-    """Return the text of a file shipped beside this module, kept: the file may be replaced while a server runs.
-
-    Asked of the module's own loader: pkgutil and importlib.resources would load a script a second time to find its files.
-    """
+    """Return the text of a file shipped beside this module, kept: the file may be replaced while a server runs."""
     try:
         return str(__loader__.get_data(os.path.join(os.path.dirname(__file__), name)).decode())
     except OSError as error:
@@ -999,10 +1064,16 @@ def read_resource(name: str) -> str:
         raise TicketApiError(f"{name} is missing beside ticketapi.py; install ticketapi again") from None
 
 
+INCLUDE = "-- include: "  # ends a part with another one
+
+
 def schema_statements(part: str) -> list[str]:
     """Return the statements of one part of schema.sql: `desk` and `audit` create the files, `desk 1 to 2` upgrades one."""
-    _, _, rest = read_resource("schema.sql").partition(f"-- part: {part}\n")
-    return [text for text in re.split(r";\s*\n", rest.partition("-- part: ")[0]) if text.strip()]
+    text, _, included = (
+        read_resource("schema.sql").partition(f"-- part: {part}\n")[2].partition("-- part: ")[0].partition(INCLUDE)
+    )
+    statements = [statement for statement in re.split(r";\s*\n", text) if statement.strip()]
+    return statements + (schema_statements(included.strip()) if included else [])
 
 
 def create_private_file(path: Path) -> None:
@@ -1048,6 +1119,13 @@ def sidecars(path: Path) -> list[Path]:
     return [real.with_name(real.name + suffix) for suffix in SIDECARS]
 
 
+def wal_bytes(path: Path) -> int:
+    """Return how long the write-ahead log of a database is."""
+    with suppress(OSError):
+        return sidecars(path)[0].stat().st_size
+    return 0
+
+
 def is_disk_full(path: Path) -> bool:
     """Tell whether the disk is full: SQLite calls it an I/O error when there is no room for its shared memory (-shm)."""
     try:
@@ -1080,15 +1158,13 @@ def probe_place(place: Place, db: Connection) -> None:
 
 
 IN_USE = "{path} has several names (hard links, bind mounts), and another program uses one; use that same name, or wait for it"
-HELD: dict[tuple[int, int], int] = {}  # by device and inode: this process's one descriptor of each file, never closed
+HELD: dict[tuple[int, int], int] = {}  # by device and inode: this process's one descriptor of each file
 
 
 def hold_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Return this process's descriptor of a file, kept until it ends; nothing else may open or close the file.
-
-    SQLite's locks are POSIX locks, which belong to process and inode: to close any other descriptor of the file ends them all,
-    and a commit that was acknowledged is lost (https://sqlite.org/howtocorrupt.html, section 2.2).
-    """
+    """Return this process's descriptor of a file, kept while it uses that; nothing else may open or close the file."""
+    # SQLite's locks are POSIX locks, which belong to process and inode: to close any other descriptor of the file ends them
+    # all, and a commit that was acknowledged is lost (https://sqlite.org/howtocorrupt.html, section 2.2).
     check_path(path)
     with suppress(FileNotFoundError):
         found = os.stat(path)
@@ -1116,11 +1192,9 @@ def lock_path(path: Path) -> Path:
 
 
 def lock_desk(path: Path) -> None:
-    """Take the right to serve a desk, which is made when it is not there, until the process ends. Raises TicketApiError.
-
-    The lock stands beside the desk, where every version looks for it, and on Linux on its inode too: a hard link or a bind
-    mount is another name with another WAL. Elsewhere flock(2) on the desk itself would meet SQLite's locks.
-    """
+    """Take the right to serve a desk, which is made when it is not there, until the process ends. Raises TicketApiError."""
+    # The lock stands beside the desk, where every version looks for it, and on Linux on its inode too: a hard link or a bind
+    # mount is another name with another WAL. Elsewhere flock(2) on the desk itself would meet SQLite's locks.
     check_path(path)
     another = TicketApiError(f"another serve is running on {path}; stop it, or choose another --db")
     try:
@@ -1168,11 +1242,8 @@ def enter_desk(path: Place) -> None:
 
 
 def read_header(path: Path) -> tuple[int, int, bool]:
-    """Return application_id, user_version and whether there are tables, from the bytes of a file, its WAL left aside.
-
-    https://sqlite.org/fileformat.html, sections 1.3 and 1.6. Raises sqlite3.DatabaseError when it is no database.
-    """
-    header = os.pread(hold_file(path), 108, 0)
+    """Return application_id, user_version and whether there are tables, WAL left aside. Raises sqlite3.DatabaseError."""
+    header = os.pread(hold_file(path), 108, 0)  # https://sqlite.org/fileformat.html, sections 1.3 and 1.6
     if not header:
         return 0, 0, False
     if len(header) < 108 or not header.startswith(b"SQLite format 3\0"):
@@ -1183,11 +1254,9 @@ def read_header(path: Path) -> tuple[int, int, bool]:
 
 
 def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
-    """Return what `read_header` returns as SQLite sees it, WAL included, from one snapshot, without changing the file.
-
-    Where there is no WAL the file is opened as immutable, or SQLite would make a WAL that a reader cannot remove again. A desk
-    whose making was killed needs mode=rw, as its first write must be rolled back. https://sqlite.org/uri.html
-    """
+    """Return what `read_header` returns as SQLite sees it, WAL included, from one snapshot, without changing the file."""
+    # Where there is no WAL the file is opened as immutable, or SQLite would make a WAL that a reader cannot remove again. A
+    # desk whose making was killed needs mode=rw, as its first write must be rolled back. https://sqlite.org/uri.html
     in_use = any(file.exists() for file in sidecars(path))
     try:
         with closing(connect_file(path, INSPECTOR._replace(mode=mode or ("mode=ro" if in_use else "immutable=1")))) as db:
@@ -1201,17 +1270,27 @@ def read_identity(path: Path, mode: str = "") -> tuple[int, int, bool]:
         return read_identity(path, "mode=rw")
 
 
-def check_identity(path: Path, kind: str) -> int:
-    """Return the version of a file's schema, 0 for none; refuse one that is not ours or newer, without changing a byte of it.
+def check_length(path: Path) -> None:
+    """Refuse a file that was cut short. Beside a WAL its length says nothing: SQLite may still have to lengthen it."""
+    handle = hold_file(path)  # https://sqlite.org/fileformat.html, sections 1.3.2, 1.3.7 and 1.3.8
+    header, size = os.pread(handle, 100, 0), os.fstat(handle).st_size
+    pages = int.from_bytes(header[28:32], "big") if header[24:28] == header[92:96] else 0
+    wanted = pages * (int.from_bytes(header[16:18], "big") if header[16:18] != b"\0\1" else 65_536)
+    if size < wanted and not wal_bytes(path):
+        raise TicketApiError(f"{path} is damaged: it has {size} bytes of {wanted}; restore a backup")
 
-    The header is read first: SQLite would put files of its own beside another program's database in WAL mode. What is empty
-    by its header may be a new desk of ours that has its tables in the WAL yet.
-    """
+
+def check_identity(path: Path, kind: str) -> int:
+    """Return the version of a file's schema, 0 for none; refuse one that is not ours or newer, without changing a byte."""
+    # The header is read first: SQLite would put files of its own beside another program's database in WAL mode. What is empty
+    # by its header may be a new desk of ours that has its tables in the WAL yet.
     application_id, known = KINDS[kind][:2]
     for read in (read_header, read_identity):
         found, version, has_tables = read(path)
         if found != application_id and (found or version or has_tables):
             raise TicketApiError(f"{path} belongs to another program; choose another --db")
+        if found:
+            check_length(path)  # SQLite may not see what is missing, or say something else of it
     if has_tables and version < 1:
         raise TicketApiError(f"{path} is damaged: it has tables, but no version; restore a backup")
     if version > known:
@@ -1219,26 +1298,11 @@ def check_identity(path: Path, kind: str) -> int:
     return version
 
 
-def check_length(path: Path) -> None:
-    """Refuse a file that was cut short. Beside a WAL its length says nothing: SQLite may still have to lengthen it.
-
-    https://sqlite.org/fileformat.html, sections 1.3.2, 1.3.7 and 1.3.8.
-    """
-    handle = hold_file(path)
-    header, size = os.pread(handle, 100, 0), os.fstat(handle).st_size
-    pages = int.from_bytes(header[28:32], "big") if header[24:28] == header[92:96] else 0
-    wanted = pages * (int.from_bytes(header[16:18], "big") if header[16:18] != b"\0\1" else 65_536)
-    wal = sidecars(path)[0]
-    if size < wanted and not (wal.exists() and wal.stat().st_size):
-        raise TicketApiError(f"{path} is damaged: it has {size} bytes of {wanted}; restore a backup")
-
-
 def check_tables(db: Connection, kind: str, path: Place) -> None:
     """Refuse a file, or a database, that lacks one of our tables or indexes."""
     wanted = re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX) +(\w+)", " ".join(schema_statements(kind)))
     found = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    missing = [name for name in wanted if name not in found]
-    if missing:
+    if missing := [name for name in wanted if name not in found]:
         raise TicketApiError(f"{path} is damaged: it lacks {', '.join(missing)}; restore a backup")
 
 
@@ -1254,57 +1318,59 @@ def enter_wal(db: sqlite3.Connection, wait_ms: int) -> None:
         time.sleep(0.02)
 
 
-def connect(path: Place, profile: Profile = WRITER) -> Connection:
+def connect(path: Place, access: Access = WRITER) -> Connection:
     """Open a connection for a purpose; transactions begin where the code says so."""
-    return connect_postgres(path, profile) if isinstance(path, Postgres) else connect_file(path, profile)
+    return connect_postgres(path, access) if isinstance(path, Postgres) else connect_file(path, access)
 
 
-def connect_postgres(place: Postgres, profile: Profile) -> PostgresConnection:
+def connect_postgres(place: Postgres, access: Access) -> PostgresConnection:
     """Open a connection to PostgreSQL (https://www.postgresql.org/docs/current/runtime-config-client.html)."""
     setup = {
-        "lock_timeout": max(1, min(profile.wait_ms, int(profile.seconds * 500))),  # 0 would be for ever
-        "idle_in_transaction_session_timeout": int(profile.hangs * 1000),
-        "synchronous_commit": "on" if profile.synchronous == FULL else "off",
+        "lock_timeout": max(1, min(access.wait_ms, int(access.seconds * 500))),  # 0 would be for ever
+        "idle_in_transaction_session_timeout": int(access.hangs * 1000),
+        "synchronous_commit": "on" if access.synchronous == FULL else "off",
         "client_encoding": "'UTF8'",
         "client_min_messages": "warning",  # as a commit that was cancelled is told by one
         "default_transaction_isolation": "'read committed'",
         "cursor_tuple_fraction": 1,  # what is streamed is read to its end
         "plan_cache_mode": "force_generic_plan",  # to plan a page anew each time took as long again
     }
-    return PostgresConnection(place, setup, profile.leads, profile.seconds)
+    return PostgresConnection(place, setup, access.leads, access.seconds)
 
 
-def connect_file(path: Path, profile: Profile) -> sqlite3.Connection:
+def connect_file(path: Path, access: Access) -> sqlite3.Connection:
     """Open a connection to a file."""
     with suppress(OSError):  # SQLite says better what is wrong
-        hold_file(path)
-    uri = f"{path.absolute().as_uri()}?{profile.mode}"
+        if access.mode != "immutable=1" and access.synchronous != OFF:  # where there are no locks, or nobody else has the file
+            hold_file(path)
+    uri = f"{path.absolute().as_uri()}?{access.mode}"
     db = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        prepare(db, profile)
+        prepare(db, access)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def prepare(db: sqlite3.Connection, profile: Profile) -> None:
-    """Set up a new connection as its profile says."""
+def prepare(db: sqlite3.Connection, access: Access) -> None:
+    """Set up a new connection as its access says."""
     db.row_factory = sqlite3.Row
-    if not profile.strict:
+    if not access.strict:
         db.text_factory = partial(str, encoding="utf-8", errors="replace")
-    if profile.wal:
-        enter_wal(db, profile.wait_ms)
-    set_busy_timeout(db, profile.wait_ms)
-    db.execute(f"PRAGMA synchronous = {profile.synchronous:d}")
-    db.execute(f"PRAGMA cache_size = {-profile.cache_kib:d}")
+    if access.wal:
+        enter_wal(db, access.wait_ms)
+    set_busy_timeout(db, access.wait_ms)
+    db.execute(f"PRAGMA synchronous = {access.synchronous:d}")
+    db.execute(f"PRAGMA wal_autocheckpoint = {access.checkpoint:d}")
+    db.execute(f"PRAGMA cache_size = {-access.cache_kib:d}")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
     db.execute("PRAGMA journal_size_limit = 16777216")
-    for statement in schema_statements("reader") if profile.views else ():
+    for statement in schema_statements("reader") if access.views else ():
         db.execute(statement)
-    if not profile.writes:
+    if not access.writes:
         db.execute("PRAGMA query_only = ON")
 
 
@@ -1320,55 +1386,42 @@ def create_schema(db: Connection, kind: str) -> None:
     application_id, wanted = KINDS[kind][:2]
     with transaction(db):
         found: int = db.execute("PRAGMA user_version").fetchone()[0]
-        steps = [f"{kind} {version} to {version + 1}" for version in range(found, wanted)] if found else [kind]
-        for step in steps:
-            if found:
-                log.info("upgrading the schema: %s", step)
+        for step in upgrade_steps(kind, found) if found else [kind]:
             for statement in schema_statements(step):
                 db.execute(statement)
         db.execute(f"PRAGMA application_id = {application_id:d}")
         db.execute(f"PRAGMA user_version = {wanted:d}")
 
 
-def open_database(path: Place, kind: str) -> Connection:
-    """Open the `desk` or the `audit` log for writing; create it when it is not there, upgrade it when it is older.
-
-    Raises TicketApiError, with nothing touched, for what is no database, another program's or a newer one.
-    """
-    return open_postgres(path, kind) if isinstance(path, Postgres) else open_file(path, kind)
-
-
-def open_postgres(place: Postgres, kind: str) -> PostgresConnection:
-    """Open a desk, or its log, in PostgreSQL for writing, as `open_database` says."""
-    with explained(place):
-        db = connect_postgres(place, KINDS[kind].writer)
-        try:
-            if not read_version(db, kind, KINDS[kind].version):
-                create_postgres_schema(db)
-            check_tables(db, kind, place)
-        except BaseException:
-            db.close()
-            raise
-    return db
+def upgrade_steps(kind: str, found: int) -> Iterator[str]:
+    """Yield the parts of schema.sql that bring an older version up to ours, and tell of each."""
+    for version in range(found, KINDS[kind].version):
+        step = f"{kind} {version} to {version + 1}"
+        log.info("upgrading the schema: %s", step)
+        yield step
 
 
-def create_postgres_schema(db: PostgresConnection) -> None:
-    """Create the tables of desk and log in one transaction, unless another program has done so meanwhile."""
-    with suppress(RowFault):  # two may make the same table at the same moment
-        db.run(";".join(schema_statements("postgres desk")))
-    script = ";".join(sql for kind in KINDS for sql in schema_statements(kind))
-    for ours, theirs in DDL_DIALECT:
-        script = re.sub(ours, theirs, script)
-    with transaction(db):
-        if not read_version(db, "desk", KINDS["desk"].version):
-            db.run(";".join([script, *schema_statements("postgres")]))
-            db.executemany(
-                "UPDATE desk SET schema_version = ? WHERE kind = ?", [(known.version, kind) for kind, known in KINDS.items()]
-            )
+def create_postgres_schema(place: Postgres) -> None:
+    """Create the tables of desk and log in one transaction, or upgrade them, unless another program has done so meanwhile."""
+    with closing(connect_postgres(place, COPIER)) as db:  # a large desk takes longer than others may
+        with suppress(RowFault):  # two may make the same table at the same moment
+            db.run(";".join(schema_statements("postgres desk")))
+        with transaction(db):
+            found = {kind: read_version(db, kind, known.version) for kind, known in KINDS.items()}
+            if all(found[kind] == known.version for kind, known in KINDS.items()):
+                return
+            upgrades = [f"postgres {step}" for kind in KINDS if found[kind] for step in upgrade_steps(kind, found[kind])]
+            steps = upgrades if found["desk"] else [*KINDS, "postgres"]
+            script = ";".join(sql for step in (*steps, "postgres views") for sql in schema_statements(step))
+            for ours, theirs in DDL_DIALECT:
+                script = re.sub(ours, theirs, script)
+            db.run(script)
+            versions = [(known.version, kind) for kind, known in KINDS.items()]
+            db.executemany("UPDATE desk SET schema_version = ? WHERE kind = ?", versions)
 
 
-def open_file(path: Path, kind: str) -> sqlite3.Connection:
-    """Open a file for writing, as `open_database` says."""
+def admit_file(path: Path, kind: str) -> None:
+    """Refuse a file that is not ours, newer or cannot be written, with nothing touched; make one that is not there."""
     check_path(path)
     create_private_file(path)
     try:
@@ -1376,28 +1429,35 @@ def open_file(path: Path, kind: str) -> sqlite3.Connection:
         desk = path.with_name(path.stem.removesuffix("-audit") + path.suffix) if kind == "audit" else path
         if 0 < found < KINDS[kind].version and is_served(desk):
             raise TicketApiError(f"{path} is old, and served: try again, or stop the server, which is upgrading it or old, too")
-        check_length(path)
-        if not os.access(path, os.W_OK):  # SQLite would go on and only read
-            raise sqlite3.OperationalError("readonly")
-        db = connect_file(path, KINDS[kind].writer)
+    except PermissionError as error:
+        raise explain_failure(sqlite3.OperationalError("unable to open"), path) from error
+    if not os.access(path, os.W_OK):  # SQLite would go on and only read
+        raise sqlite3.OperationalError("readonly")
+
+
+def open_database(path: Place, kind: str) -> Connection:
+    """Open the `desk` or `audit` log to write, made or upgraded if need be. Raises TicketApiError for what is not ours."""
+    with explained(path):
+        if isinstance(path, Path):
+            admit_file(path, kind)
+        db = connect(path, KINDS[kind].writer)
         try:
-            if db.execute("PRAGMA user_version").fetchone()[0] != KINDS[kind].version:
+            if isinstance(db, PostgresConnection):
+                if read_version(db, kind, KINDS[kind].version) < KINDS[kind].version:
+                    create_postgres_schema(db.place)
+            elif db.execute("PRAGMA user_version").fetchone()[0] != KINDS[kind].version:
                 create_schema(db, kind)
             check_tables(db, kind, path)
         except BaseException:
             db.close()
             raise
-    except FAILURES as error:
-        raise explain_failure(error, path) from error
-    except PermissionError as error:
-        raise explain_failure(sqlite3.OperationalError("unable to open"), path) from error
     return db
 
 
 def open_to_serve(path: Place) -> Connection:
     """Open a desk with the right to serve it; of a file that is refused nothing stays beside it."""
     if isinstance(path, Postgres):
-        return open_postgres(path, "desk")
+        return open_database(path, "desk")
     is_new = not lock_path(path).exists()
     lock_desk(path)
     try:
@@ -1408,56 +1468,70 @@ def open_to_serve(path: Place) -> Connection:
         raise
 
 
-def open_to_inspect(path: Path, profile: Profile = INSPECTOR) -> sqlite3.Connection:
-    """Open a file that is there to read it as it stands: nothing is created, upgraded or moved from its WAL into it.
-
-    SQLite reads a file in WAL mode by way of a WAL and a -shm file; only a connection that could write takes them away again,
-    but it would also write back what a killed program left in the WAL.
-    """
-    wal = sidecars(path)[0]
-    if os.path.exists(wal) and wal.stat().st_size:
-        profile = profile._replace(mode="mode=ro")
+def open_to_inspect(path: Path, access: Access = INSPECTOR) -> sqlite3.Connection:
+    """Open a file that is there to read it as it stands: nothing is created, upgraded or moved from its WAL into it."""
+    # SQLite reads a file in WAL mode by way of a WAL and a -shm file; only a connection that could write takes them away again,
+    # but it would also write back what a killed program left in the WAL.
+    if wal_bytes(path):
+        access = access._replace(mode="mode=ro")
     elif os.statvfs(path).f_flag & os.ST_RDONLY:  # where SQLite can make no -shm, and nobody can write
-        profile = profile._replace(mode="immutable=1")
-    return connect_file(path, profile)
+        access = access._replace(mode="immutable=1")
+    return connect_file(path, access)
 
 
 def open_read_only(path: Place, kind: str, views: bool = False) -> Connection | None:
-    """Open the `desk` or the `audit` log to read it and nothing else; None while it is not there or still empty.
-
-    It is neither created nor upgraded. With `views`, which are those of our version, an older one raises TicketApiError.
-    """
-    if isinstance(path, Postgres):
-        with explained(path), ExitStack() as stack:
+    """Open the `desk` or `audit` log to read it as it is; None while not there or empty. Our `views` need our own version."""
+    wanted = KINDS[kind].version
+    with explained(path), ExitStack() as stack:
+        if isinstance(path, Postgres):
             db = stack.enter_context(closing(connect_postgres(path, VISITOR)))
-            if not read_version(db, kind, KINDS[kind].version):
-                return None
-            stack.pop_all()
-            return db
-    check_path(path)
-    if not path.exists():
-        return None
-    with explained(path):
-        found, wanted = check_identity(path, kind), KINDS[kind].version
+            found = read_version(db, kind, wanted)
+        else:
+            check_path(path)
+            found = check_identity(path, kind) if path.exists() else 0
         if not found:
             return None
         if views and found < wanted:
             fix = "another command, such as `token list`, upgrades it when it opens it"
             raise TicketApiError(f"{path} is from an older ticketapi (schema {found}, this one reads {wanted}); {fix}")
-        return open_to_inspect(path, VISITOR._replace(views=views))
+        stack.pop_all()
+        return db if isinstance(path, Postgres) else open_to_inspect(path, VISITOR._replace(views=views))
+
+
+def open_scratch() -> sqlite3.Connection:
+    """Open a database of schema.sql's part `import`, which is on the disk as far as it is large, and gone when it is closed."""
+    db = sqlite3.connect("", isolation_level=None)
+    prepare(db, COPY)
+    run_part(db, "import")
+    return db
+
+
+def run_part(db: Connection, part: str, **values: Any) -> None:
+    """Run the statements of a part of schema.sql."""
+    for statement in schema_statements(part):
+        db.execute(statement, values)
+
+
+def open_original(path: Path) -> sqlite3.Connection:
+    """Open the SQLite file of the original application as it stands, with the views of schema.sql's part `original`."""
+    if not path.is_file():
+        raise TicketApiError(f"a SQLite file is imported by its name, not from {path}")
+    with explained(path):
+        if read_header(path)[0] in [kind.application_id for kind in KINDS.values()]:
+            raise TicketApiError(f"{path} is a desk, or the log of one: `ticketapi copy` copies it, --db opens it")
+        db = open_to_inspect(path)
+        run_part(db, "original")
+    return db
 
 
 @contextmanager
 def transaction(db: Connection) -> Iterator[None]:
-    """Run a block of writes as one: all of it is committed at the end, or nothing when it raises. A nested one is part of it.
-
-    BEGIN IMMEDIATE takes the write lock at once: a transaction that asks for it later fails without waiting.
-    """
+    """Run a block of writes as one: all is committed at the end, or nothing when it raises. A nested one belongs to it."""
     if db.in_transaction:
         yield
         return
     try:
-        db.execute("BEGIN IMMEDIATE")
+        db.execute("BEGIN IMMEDIATE")  # or a transaction that asks for the write lock later would fail without waiting
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -1481,10 +1555,8 @@ def snapshot(db: Connection) -> Iterator[None]:
 
 
 def get_data_version(db: Connection, number: int | None = None) -> tuple[int, int]:
-    """Return what changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version).
-
-    PostgreSQL may come back from a failover with a number that it had before.
-    """
+    """Return what changes when another connection commits (https://sqlite.org/pragma.html#pragma_data_version)."""
+    # PostgreSQL may come back from a failover with a number that it had before.
     version: int = db.execute("PRAGMA data_version").fetchone()[0] if number is None else number
     return version, db.place.restored if isinstance(db, PostgresConnection) else 0
 
@@ -1492,18 +1564,12 @@ def get_data_version(db: Connection, number: int | None = None) -> tuple[int, in
 def keep(db: Connection) -> None:
     """Have a connection made anew whenever it breaks."""
     if isinstance(db, PostgresConnection):
-        db.kept = True
         db.place.kept.append(db)
 
 
-@contextmanager
-def borrowed(db: Connection, place: Place, profile: Profile) -> Iterator[Connection]:
+def borrowed(db: Connection, place: Place, access: Access) -> AbstractContextManager[Connection]:
     """Give a connection to a place for a moment; in PostgreSQL the one there is, as a new one takes 5 ms."""
-    if isinstance(place, Postgres):
-        yield db
-    else:
-        with closing(connect(place, profile)) as other:
-            yield other
+    return nullcontext(db) if isinstance(place, Postgres) else closing(connect(place, access))
 
 
 def write_rows(db: Connection, sql: str, rows: Iterable[Any]) -> None:
@@ -1516,7 +1582,10 @@ def write_rows(db: Connection, sql: str, rows: Iterable[Any]) -> None:
 
 
 TABLES = {
-    "desk": ("users", "tickets", "ticket_counts", "ticket_arrivals", "ticket_closings", "personal_access_tokens"),
+    "desk": (
+        *("users", "tickets", "ticket_counts", "counters", "list_blocks", "ticket_arrivals", "ticket_closings", "comments"),
+        *("events", "change_times", "personal_access_tokens", "idempotency_keys", "webhooks", "simulation"),
+    ),
     "audit": ("api_audits",),
 }
 
@@ -1530,14 +1599,15 @@ def write_table(db: Connection, table: str, rows: Iterator[Any]) -> list[int]:
     """Put rows into one of TABLES of an empty desk; return what `digest_table` must return then."""
     if isinstance(db, PostgresConnection) and table in TABLES["audit"]:
         db.run("UPDATE desk SET version = version + 1 WHERE kind = 'audit'")  # a server may write to it
-    if table == "ticket_counts":  # which alone is never empty
-        db.execute("DELETE FROM ticket_counts")
+    if table in ("ticket_counts", "counters"):  # which alone are never empty
+        db.execute(f"DELETE FROM {table}")  # noqa: S608
     if isinstance(db, PostgresConnection):
         return db.copy_in(table, rows)
     tally = [0, 0]
-    if first := next(rows, None):
-        insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(first))})"  # noqa: S608
-        db.executemany(insert, tallied(chain([first], rows), tally))
+    while chunk := list(islice(rows, FETCHED_ROWS)):
+        insert = f"INSERT INTO {table} VALUES ({', '.join('?' * len(chunk[0]))})"  # noqa: S608
+        db.executemany(insert, chunk)
+        tally = [tally[0] + len(chunk), tally[1] + sum(map(hash, map(tuple, chunk)))]
     return tally
 
 
@@ -1546,8 +1616,8 @@ def digest_table(db: Connection, table: str) -> list[int]:
     if isinstance(db, PostgresConnection):
         return db.copy_out(table)
     tally = [0, 0]
-    for _ in tallied(read_table(db, table), tally):
-        pass
+    for row in read_table(db, table):
+        tally = [tally[0] + 1, tally[1] + hash(tuple(row))]
     return tally
 
 
@@ -1598,17 +1668,26 @@ def interruptible(db: Connection) -> Iterator[None]:
 
 
 def shrink_wal(path: Place, now: int) -> None:
-    """Give back the room of a WAL that has grown and was not written to for a minute; else it stays until the last one leaves.
-
-    The checkpoint holds the right to write, so that nobody commits at its moment. https://sqlite.org/pragma.html
-    """
+    """Move a WAL that has grown into its file, so that it begins anew; one not written to for a minute gives back its room."""
     if isinstance(path, Postgres):
         return
     with suppress(OSError, *FAILURES):
         wal = sidecars(path)[0].stat()
-        if wal.st_size > WAL_KEPT and now - wal.st_mtime_ns // 1000 > MINUTE_MICROSECONDS:
+        if wal.st_size > WAL_KEPT:
             with closing(connect(path, NOTER)) as db:
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                if now - wal.st_mtime_ns // 1000 > MINUTE_MICROSECONDS:
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # with the right to write, so that nobody commits meanwhile
+                before = -1
+                for _ in range(20):  # it begins anew once nobody has committed while it was moved
+                    pages = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+                    if pages == before:
+                        break
+                    before = pages
+
+
+def fold_wal(db: sqlite3.Connection) -> bool:
+    """Bring the WAL into its file as far as nobody reads what was before, while others write; tell whether that is all."""
+    return len(set(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1:])) == 1  # as many frames as were brought
 
 
 def integrity_problems(db: Connection, limit: int) -> list[str]:
@@ -1643,12 +1722,10 @@ def expected_schema(kind: str) -> dict[str, str]:
 
 
 def copy_database(db: sqlite3.Connection, target: Path, report: Callable[[int], object]) -> int:
-    """Copy a database as it is at one moment into an empty file, while others write; return the version of its schema.
-
-    `report` gets the bytes done. The copy is one file, without WAL. This is SQLite's online backup within a snapshot, which
-    keeps it from beginning anew at every commit of others: 430 MB took 1 to 3 s beside a writer, in one step as in many
-    (which a signal can end), and VACUUM INTO 9 to 14 s.
-    """
+    """Copy a database as it is at one moment into an empty file, while others write; return the version of its schema."""
+    # `report` gets the bytes done. The copy is one file, without WAL. This is SQLite's online backup within a snapshot, which
+    # keeps it from beginning anew at every commit of others: 430 MB took 1 to 3 s beside a writer, in one step as in many
+    # (which a signal can end), and VACUUM INTO 9 to 14 s.
     size: int = db.execute("PRAGMA page_size").fetchone()[0]
     with closing(connect_file(target, COPY)) as copy, snapshot(db):
         copy.execute("PRAGMA journal_mode = OFF")
@@ -1659,7 +1736,7 @@ def copy_database(db: sqlite3.Connection, target: Path, report: Callable[[int], 
 
 
 # ======================================================================================================================
-# Room 4. Queries: one function is one statement, grouped by table. Touches .execute; never commits.
+# Room 4. Queries: one function is one statement, grouped by table: people, tickets, changes. Touches .execute; never commits.
 # ======================================================================================================================
 
 # How a statement meets the engine: values come by name; many rows of them by place ------------------
@@ -1694,18 +1771,21 @@ def execute_many(db: Connection, sql: str, values: Iterable[tuple[Any, ...]] | I
 
 def find_user(db: Connection, user_id: int) -> Row | None:
     """Return one user, or None."""
-    return fetch_one(db, "SELECT id, name, email, tickets_count, created_at FROM users WHERE id = :user_id", user_id=user_id)
+    sql = "SELECT id, name, email, tickets_count, created_at, last_number FROM users WHERE id = :user_id"
+    return fetch_one(db, sql, user_id=user_id)
 
 
-def find_user_by_email(db: Connection, email: str) -> Row | None:
-    """Return the user with an address, or None."""
-    return fetch_one(db, "SELECT id, name, email, tickets_count FROM users WHERE email = :email", email=email)
+def find_owner(db: Connection, email: str) -> int | None:
+    """Return the id of the owner of tokens with an address, or None."""
+    sql = "SELECT id FROM users WHERE lower(email) = lower(:email) AND id >= 1000000000"
+    found: int | None = fetch_value(db, sql, email=email)
+    return found
 
 
-def list_taken_emails(db: Connection, emails: Iterable[str]) -> set[str]:
-    """Return those of some addresses that a user has."""
-    sql = "SELECT email FROM users WHERE email IN (SELECT value FROM json_each(:emails))"
-    return {row[0] for row in fetch_all(db, sql, emails=json.dumps(list(emails)))}
+def list_taken_emails(db: Connection, emails: Iterable[str]) -> dict[str, int]:
+    """Return those of some addresses, in lower case, that a customer has, with the customer's id."""
+    sql = "SELECT lower(email), id FROM users WHERE id < 1000000000 AND lower(email) IN (SELECT value FROM json_each(:emails))"
+    return {row[0]: row[1] for row in fetch_all(db, sql, emails=json.dumps(list(emails)))}
 
 
 def find_top_user(db: Connection) -> Row | None:
@@ -1730,14 +1810,26 @@ def list_customers(db: Connection, limit: int, offset: int) -> list[Row]:
     return fetch_all(db, sql, limit=limit, offset=offset, owners=FIRST_OWNER_ID)
 
 
-def list_customers_by_id(db: Connection, lowest: int, highest: int) -> list[Row]:
-    """Return the customers of a range of ids."""
+def list_customers_by_id(db: Connection, lowest: int, limit: int) -> list[Row]:
+    """Return customers from an id on."""
     sql = """
         SELECT id, name, email, tickets_count, created_at
         FROM users
-        WHERE id BETWEEN :lowest AND :highest
-        ORDER BY id"""
-    return fetch_all(db, sql, lowest=lowest, highest=highest)
+        WHERE id >= :lowest AND id < :owners
+        ORDER BY id
+        LIMIT :limit"""
+    return fetch_all(db, sql, lowest=lowest, limit=limit, owners=FIRST_OWNER_ID)
+
+
+def list_customers_before(db: Connection, below: int, limit: int) -> list[Row]:
+    """Return the last customers below an id, the highest id first."""
+    sql = """
+        SELECT id, name, email, tickets_count, created_at
+        FROM users
+        WHERE id < :below AND id < :owners
+        ORDER BY id DESC
+        LIMIT :limit"""
+    return fetch_all(db, sql, below=below, limit=limit, owners=FIRST_OWNER_ID)
 
 
 def find_last_user_id(db: Connection, below: int) -> int | None:
@@ -1754,20 +1846,24 @@ def insert_users(db: Connection, users: Iterable[tuple[int, str, str, str]]) -> 
 def list_authors(db: Connection, user_ids: Iterable[int]) -> list[Row]:
     """Return some users, given by their ids."""
     sql = """
-        SELECT id, name, email, tickets_count
+        SELECT id, name, email, last_number
         FROM users
         WHERE id IN (SELECT CAST(value AS INTEGER) FROM json_each(:user_ids))"""
     return fetch_all(db, sql, user_ids=json.dumps(list(user_ids)))
 
 
 def add_user_tickets(db: Connection, counts: Iterable[tuple[int, int]]) -> None:
-    """Raise the counters of users, given as (tickets more, user id)."""
-    execute_many(db, "UPDATE users SET tickets_count = tickets_count + ? WHERE id = ?", counts)
+    """Note that users wrote more tickets, given as (tickets more, user id)."""
+    sql = """
+        UPDATE users
+        SET tickets_count = tickets_count + ?1, last_number = last_number + ?1
+        WHERE id = ?2"""
+    execute_many(db, sql, counts)
 
 
 # The lists are read as JSON, written by SQLite in one step: 50 tickets take 120 microseconds, where reading their rows and
 # writing them with json.dumps takes 310 and with a template in Python 170. A page is a range of the numbers that its list
-# gives its tickets, its keys, so it costs the same however deep it lies.
+# gives its tickets, its keys, so it costs the same however deep it lies; where keys are missing, `list_blocks` tells the first.
 
 
 class Tickets(NamedTuple):
@@ -1779,19 +1875,7 @@ class Tickets(NamedTuple):
     highest: int
 
 
-Bounds = tuple[int, int, int]  # how many tickets are open, from the counter, and their lowest and highest id, 0 for none
-
-
-def find_open_bounds(db: Connection) -> Bounds:
-    """Return how many tickets are open, and their first and last id."""
-    sql = """
-        SELECT tickets,
-               coalesce((SELECT min(id) FROM tickets WHERE status = 1), 0),
-               coalesce((SELECT max(id) FROM tickets WHERE status = 1), 0)
-        FROM ticket_counts
-        WHERE status = 1"""
-    row = fetch_all(db, sql)[0]
-    return row[0], row[1], row[2]
+Bounds = tuple[int, int, int]  # how many tickets a list has, from a counter, and their lowest and highest key, 0 for none
 
 
 def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> tuple[Tickets, Bounds]:
@@ -1812,11 +1896,10 @@ def list_open_tickets(db: Connection, lowest: int, highest: int, limit: int) -> 
     return Tickets(*found[:4]), found[4:]
 
 
-def find_open_ticket(db: Connection, offset: int) -> int | None:
-    """Return the id of the open ticket at an offset from the oldest, or None; walks as many entries of the index."""
-    found: int | None = fetch_value(
-        db, "SELECT id FROM tickets WHERE status = 1 ORDER BY id LIMIT 1 OFFSET :offset", offset=offset
-    )
+def find_open_ticket(db: Connection, lowest: int, skip: int) -> int | None:
+    """Return the id of the open ticket that stands some places after the first from an id on, or None."""
+    sql = "SELECT id FROM tickets WHERE status = 1 AND id >= :lowest ORDER BY id LIMIT 1 OFFSET :skip"
+    found: int | None = fetch_value(db, sql, lowest=lowest, skip=skip)
     return found
 
 
@@ -1832,47 +1915,173 @@ def find_open_ticket_before(db: Connection, ticket_id: int, distance: int) -> in
     return found
 
 
-def list_closed_tickets(db: Connection, lowest: int, highest: int) -> Tickets:
-    """Return the closed tickets of a range of numbers, most recently closed first; their key is their number."""
+def list_closed_tickets(db: Connection, lowest: int, highest: int, limit: int) -> tuple[Tickets, Bounds]:
+    """Return the last closed tickets of a range of numbers, most recently closed first; their key is their number."""
     sql = """
-        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*)
+        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(closed_number), max(closed_number),
+               (SELECT tickets FROM ticket_counts WHERE status = 2),
+               coalesce((SELECT min(closed_number) FROM tickets WHERE closed_number IS NOT NULL), 0),
+               coalesce((SELECT max(closed_number) FROM tickets WHERE closed_number IS NOT NULL), 0)
         FROM (
-            SELECT resource
+            SELECT resource, closed_number
             FROM ticket_resources
             WHERE closed_number BETWEEN :lowest AND :highest
             ORDER BY closed_number DESC
+            LIMIT :limit
         ) AS page"""
-    row = fetch_all(db, sql, lowest=lowest, highest=highest)[0]
-    return Tickets(row[0], row[1], lowest, highest)
+    found = tuple(fetch_all(db, sql, lowest=lowest, highest=highest, limit=limit)[0])
+    return Tickets(*found[:4]), found[4:]
 
 
-def list_user_tickets(db: Connection, lowest: int, highest: int, user_id: int) -> Tickets:
-    """Return the tickets of one user in a range of numbers, newest first; their key is their number."""
+def find_closed_ticket(db: Connection, lowest: int, skip: int) -> int | None:
+    """Return the number of the closed ticket that stands some places after the first from a number on, or None."""
+    sql = "SELECT closed_number FROM tickets WHERE closed_number >= :lowest ORDER BY closed_number LIMIT 1 OFFSET :skip"
+    found: int | None = fetch_value(db, sql, lowest=lowest, skip=skip)
+    return found
+
+
+def list_user_tickets(db: Connection, user_id: int, lowest: int, highest: int, limit: int) -> tuple[Tickets, Bounds]:
+    """Return the last tickets of one user in a range of numbers, newest first; their key is their number."""
     sql = """
-        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*)
+        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(user_number), max(user_number),
+               (SELECT tickets_count FROM users WHERE id = :user_id),
+               coalesce((SELECT min(user_number) FROM tickets WHERE user_id = :user_id), 0),
+               coalesce((SELECT max(user_number) FROM tickets WHERE user_id = :user_id), 0)
         FROM (
-            SELECT resource
+            SELECT resource, user_number
             FROM ticket_resources
             WHERE user_id = :user_id AND user_number BETWEEN :lowest AND :highest
             ORDER BY user_number DESC
+            LIMIT :limit
         ) AS page"""
-    row = fetch_all(db, sql, user_id=user_id, lowest=lowest, highest=highest)[0]
-    return Tickets(row[0], row[1], lowest, highest)
+    found = tuple(fetch_all(db, sql, user_id=user_id, lowest=lowest, highest=highest, limit=limit)[0])
+    return Tickets(*found[:4]), found[4:]
+
+
+def find_user_ticket(db: Connection, user_id: int, lowest: int, skip: int) -> int | None:
+    """Return the number of a user's ticket that stands some places after the first from a number on, or None."""
+    sql = """
+        SELECT user_number
+        FROM tickets
+        WHERE user_id = :user_id AND user_number >= :lowest
+        ORDER BY user_number
+        LIMIT 1 OFFSET :skip"""
+    found: int | None = fetch_value(db, sql, user_id=user_id, lowest=lowest, skip=skip)
+    return found
+
+
+def list_level(db: Connection, listing: int, level: int, parent: int | None) -> list[Row]:
+    """Return (block, tickets) of a level in order: of those of one block of the level above, or of all."""
+    sql = """
+        SELECT block, tickets
+        FROM list_blocks
+        WHERE list = :listing AND level = :level AND block BETWEEN :lowest AND :highest
+        ORDER BY block"""
+    lowest, highest = (0, MAX_ID) if parent is None else (parent * 64, parent * 64 + 63)
+    return fetch_all(db, sql, listing=listing, level=level, lowest=lowest, highest=highest)
+
+
+def sum_blocks(db: Connection, listing: int, level: int, lowest: int, below: int) -> int:
+    """Return the sum over some blocks of a level."""
+    sql = """
+        SELECT coalesce(sum(tickets), 0)
+        FROM list_blocks
+        WHERE list = :listing AND level = :level AND block >= :lowest AND block < :below"""
+    return int(fetch_value(db, sql, listing=listing, level=level, lowest=lowest, below=below))
+
+
+def add_to_blocks(db: Connection, counts: Iterable[tuple[int, int, int, int]]) -> None:
+    """Change blocks, given as (list, level, block, tickets more)."""
+    sql = """
+        INSERT INTO list_blocks (list, level, block, tickets)
+        VALUES (?, ?, ?, ?)
+        ON CONFLICT (list, level, block) DO UPDATE SET tickets = list_blocks.tickets + excluded.tickets"""
+    execute_many(db, sql, counts)
+
+
+def delete_empty_blocks(db: Connection, level: int, lowest: int, highest: int) -> None:
+    """Delete those of a range of blocks that hold no open ticket any more."""
+    sql = """
+        DELETE FROM list_blocks
+        WHERE list = -1 AND level = :level AND block BETWEEN :lowest AND :highest AND tickets = 0"""
+    execute(db, sql, level=level, lowest=lowest, highest=highest)
+
+
+def delete_blocks(db: Connection) -> None:
+    """Delete all blocks."""
+    execute(db, "DELETE FROM list_blocks")
+
+
+def list_blocks(db: Connection) -> Iterator[Row]:
+    """Yield the blocks that count anything, as (list, level, block, tickets)."""
+    return stream(db, "SELECT list, level, block, tickets FROM list_blocks WHERE tickets <> 0")
+
+
+def list_filled_blocks(db: Connection) -> Iterator[Row]:
+    """Yield the tickets of each list in each block of 64 numbers that holds any, from the rows."""
+    sql = """
+        SELECT -1 AS list, id / 64 AS block, count(*)
+        FROM tickets
+        WHERE status = 1
+        GROUP BY 2
+        UNION ALL
+        SELECT 0, (closed_number - 1) / 64, count(*)
+        FROM tickets
+        WHERE closed_number IS NOT NULL
+        GROUP BY 2
+        UNION ALL
+        SELECT -2, (id - 1) / 64, count(*)
+        FROM tickets
+        WHERE status > 0
+        GROUP BY 2
+        UNION ALL
+        SELECT user_id, (user_number - 1) / 64, count(*)
+        FROM tickets
+        WHERE user_number IS NOT NULL
+        GROUP BY 1, 2"""
+    return stream(db, sql)
+
+
+def list_last_numbers(db: Connection) -> list[tuple[int, int]]:
+    """Return the lists that have gaps, and the highest number that each has ever given."""
+    sql = """
+        SELECT 0, value
+        FROM counters
+        WHERE name = 'closed_number' AND value <> (SELECT count(*) FROM tickets WHERE closed_number IS NOT NULL)
+        UNION ALL
+        SELECT -2, max(id)
+        FROM tickets
+        HAVING max(id) <> count(CASE WHEN status > 0 THEN 1 END)
+        UNION ALL
+        SELECT id, last_number
+        FROM users
+        WHERE last_number <> tickets_count"""
+    return [(row[0], row[1]) for row in fetch_all(db, sql)]
 
 
 def find_ticket(db: Connection, ticket_id: int) -> bytes | None:
-    """Return one ticket as a JSON object, or None."""
+    """Return one ticket as a JSON object, or None, also when it is deleted."""
     sql = """
         SELECT CAST(resource AS BLOB) AS json
         FROM ticket_resources
-        WHERE id = :ticket_id"""
+        WHERE id = :ticket_id AND status > 0"""
     found: bytes | None = fetch_value(db, sql, ticket_id=ticket_id)
     return found
 
 
+def find_ticket_row(db: Connection, ticket_id: int) -> Row | None:
+    """Return what a change of a ticket has to know, or None, also when it is deleted."""
+    sql = """
+        SELECT id, user_id, user_number, subject, content, status, created_at, updated_at, closed_at, closed_number, change
+        FROM tickets
+        WHERE id = :ticket_id AND status > 0"""
+    return fetch_one(db, sql, ticket_id=ticket_id)
+
+
 def list_oldest_open_tickets(db: Connection, limit: int) -> list[Row]:
-    """Return id and created_at of the open tickets that are next to be closed."""
-    return fetch_all(db, "SELECT id, created_at FROM tickets WHERE status = 1 ORDER BY id LIMIT :limit", limit=limit)
+    """Return id, created_at and updated_at of the open tickets that are next to be closed."""
+    sql = "SELECT id, created_at, updated_at FROM tickets WHERE status = 1 ORDER BY id LIMIT :limit"
+    return fetch_all(db, sql, limit=limit)
 
 
 def find_newest_ticket(db: Connection) -> Row | None:
@@ -1889,40 +2098,99 @@ def find_last_closed_at(db: Connection) -> str | None:
 
 
 def find_created_at(db: Connection, ticket_id: int) -> str | None:
-    """Return when a ticket came, or None."""
-    found: str | None = fetch_value(db, "SELECT created_at FROM tickets WHERE id = :ticket_id", ticket_id=ticket_id)
+    """Return when the first ticket from an id on came, deleted or not, or None."""
+    sql = "SELECT created_at FROM tickets WHERE id >= :ticket_id ORDER BY id LIMIT 1"
+    found: str | None = fetch_value(db, sql, ticket_id=ticket_id)
     return found
 
 
 def find_closed_at(db: Connection, closed_number: int) -> str | None:
-    """Return when the ticket with a closed_number was closed, or None."""
-    found: str | None = fetch_value(
-        db, "SELECT closed_at FROM tickets WHERE closed_number = :closed_number", closed_number=closed_number
-    )
+    """Return when the first ticket from a closed_number on was closed, or None."""
+    sql = "SELECT closed_at FROM tickets WHERE closed_number >= :closed_number ORDER BY closed_number LIMIT 1"
+    found: str | None = fetch_value(db, sql, closed_number=closed_number)
     return found
 
 
+def count_arrived(db: Connection, lowest: int, below: int) -> int:
+    """Return how many tickets there are in a range of ids."""
+    sql = "SELECT count(*) FROM tickets WHERE id >= :lowest AND id < :below AND status > 0"
+    return int(fetch_value(db, sql, lowest=lowest, below=below))
+
+
+def count_closed(db: Connection, lowest: int, below: int) -> int:
+    """Return how many closed tickets there are in a range of numbers."""
+    sql = "SELECT count(*) FROM tickets WHERE closed_number >= :lowest AND closed_number < :below"
+    return int(fetch_value(db, sql, lowest=lowest, below=below))
+
+
 def insert_tickets(db: Connection, tickets: Iterable[tuple[Any, ...]]) -> None:
-    """Insert tickets given as all their columns in order."""
+    """Insert tickets given as all their columns in order, but the last."""
     sql = """
         INSERT INTO tickets (id, user_id, user_number, user_name, user_email, subject, content, status,
-            created_at, updated_at, closed_at, closed_number)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+            created_at, updated_at, closed_at, closed_number, change)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
     execute_many(db, sql, tickets)
 
 
-def close_tickets(db: Connection, closings: Iterable[tuple[str, int, int]]) -> None:
-    """Close open tickets, given as (closed_at, closed_number, id)."""
+def close_tickets(db: Connection, closings: Iterable[tuple[str, int, int, int]]) -> None:
+    """Close open tickets, given as (closed_at, closed_number, change, id)."""
     sql = """
         UPDATE tickets
-        SET status = 2, closed_at = ?1, updated_at = ?1, closed_number = ?2
-        WHERE id = ?3 AND status = 1"""
+        SET status = 2, closed_at = ?1, updated_at = ?1, closed_number = ?2, change = ?3
+        WHERE id = ?4 AND status = 1"""
     execute_many(db, sql, closings)
+
+
+def edit_ticket(db: Connection, ticket_id: int, subject: str, content: str, updated_at: str, change: int) -> None:
+    """Set the texts of a ticket."""
+    sql = """
+        UPDATE tickets
+        SET subject = :subject, content = :content, updated_at = :updated_at, change = :change
+        WHERE id = :ticket_id"""
+    execute(db, sql, ticket_id=ticket_id, subject=subject, content=content, updated_at=updated_at, change=change)
+
+
+def reopen_ticket(db: Connection, ticket_id: int) -> None:
+    """Take a closed ticket back to the open ones."""
+    sql = """
+        UPDATE tickets
+        SET status = 1, closed_at = NULL, closed_number = NULL
+        WHERE id = :ticket_id"""
+    execute(db, sql, ticket_id=ticket_id)
+
+
+def delete_ticket_row(db: Connection, ticket_id: int, deleted_at: str, change: int) -> None:
+    """Mark a ticket as deleted, which takes it out of all lists."""
+    sql = """
+        UPDATE tickets
+        SET status = -status, deleted_at = :deleted_at, updated_at = :deleted_at, change = :change,
+            user_number = NULL, closed_number = NULL
+        WHERE id = :ticket_id"""
+    execute(db, sql, ticket_id=ticket_id, deleted_at=deleted_at, change=change)
 
 
 def count_tickets(db: Connection, status: int) -> int:
     """Return how many tickets have a status, from its counter."""
     return int(fetch_value(db, "SELECT tickets FROM ticket_counts WHERE status = :status", status=status))
+
+
+def get_counter(db: Connection, name: str) -> int:
+    """Return one of the other counters."""
+    return int(fetch_value(db, "SELECT value FROM counters WHERE name = :name", name=name))
+
+
+def add_to_counter(db: Connection, name: str, more: int) -> None:
+    """Raise one of the other counters."""
+    execute(db, "UPDATE counters SET value = value + :more WHERE name = :name", name=name, more=more)
+
+
+def set_counters(db: Connection, counters: Iterable[tuple[str, int]]) -> None:
+    """Set other counters, given as (name, value)."""
+    sql = """
+        INSERT INTO counters (name, value)
+        VALUES (?, ?)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
+    execute_many(db, sql, counters)
 
 
 def add_ticket_count(db: Connection, status: int, more: int) -> None:
@@ -1948,6 +2216,16 @@ def add_closings(db: Connection, counts: Iterable[tuple[str, int, int]]) -> None
     execute_many(db, sql, counts)
 
 
+def take_arrival(db: Connection, hour: str) -> None:
+    """Take a ticket out of the counter of the hour in which it came."""
+    execute(db, "UPDATE ticket_arrivals SET tickets = tickets - 1 WHERE hour = :hour", hour=hour)
+
+
+def take_closing(db: Connection, hour: str, wait: int) -> None:
+    """Take a ticket out of the counter of the hour and the wait with which it was closed."""
+    execute(db, "UPDATE ticket_closings SET tickets = tickets - 1 WHERE hour = :hour AND wait = :wait", hour=hour, wait=wait)
+
+
 def list_arrivals(db: Connection, since: str) -> list[tuple[str, int]]:
     """Return (hour, tickets) of each hour from `since` on."""
     return [
@@ -1967,8 +2245,8 @@ def list_closings(db: Connection, since: str) -> list[tuple[str, int, int]]:
 
 
 def list_ticket_times(db: Connection) -> Iterator[Row]:
-    """Yield created_at and closed_at of every ticket."""
-    return stream(db, "SELECT created_at, closed_at FROM tickets")
+    """Yield created_at and closed_at of every ticket that is not deleted."""
+    return stream(db, "SELECT created_at, closed_at FROM tickets WHERE status > 0")
 
 
 def list_misnamed_tickets(db: Connection) -> Iterator[Row]:
@@ -1982,21 +2260,19 @@ def list_misnamed_tickets(db: Connection) -> Iterator[Row]:
 
 
 def list_disorder(db: Connection) -> Iterator[Row]:
-    """Yield a text and an id for each customer before whom one is missing, and each ticket whose times do not grow."""
+    """Yield a text and an id for each ticket whose times do not grow."""
     sql = """
-        SELECT 'the customer before {} is missing', id
-        FROM users
-        WHERE id > 1 AND id < 1000000000 AND NOT EXISTS (SELECT 1 FROM users AS others WHERE others.id = users.id - 1)
+        SELECT 'ticket {} came before the one with the lower id', id
+        FROM (SELECT id, created_at, lag(created_at) OVER (ORDER BY id) AS earlier FROM tickets) AS arrivals
+        WHERE created_at < earlier
         UNION ALL
-        SELECT 'ticket {} came before the one with the lower id', tickets.id
-        FROM tickets
-        JOIN tickets AS others ON others.id = tickets.id - 1
-        WHERE tickets.created_at < others.created_at
-        UNION ALL
-        SELECT 'ticket {} was closed too early', tickets.id
-        FROM tickets
-        LEFT JOIN tickets AS others ON others.closed_number = tickets.closed_number - 1
-        WHERE tickets.closed_at < others.closed_at OR tickets.closed_at < tickets.created_at"""
+        SELECT 'ticket {} was closed too early', id
+        FROM (
+            SELECT id, created_at, closed_at, lag(closed_at) OVER (ORDER BY closed_number) AS earlier
+            FROM tickets
+            WHERE closed_number IS NOT NULL
+        ) AS closings
+        WHERE closed_at < earlier OR closed_at < created_at"""
     return stream(db, sql)
 
 
@@ -2020,9 +2296,11 @@ def delete_closings(db: Connection) -> None:
 
 
 def count_ticket_rows(db: Connection) -> tuple[int, int]:
-    """Return how many tickets are open and how many there are, from the rows."""
-    row = fetch_all(db, "SELECT (SELECT count(*) FROM tickets WHERE status = 1), (SELECT count(*) FROM tickets)")[0]
-    return row[0], row[1]
+    """Return how many tickets are open and how many closed, from the rows."""
+    row = fetch_all(
+        db, "SELECT (SELECT count(*) FROM tickets WHERE status = 1), (SELECT count(*) FROM tickets WHERE status = 2)"
+    )
+    return row[0][0], row[0][1]
 
 
 def list_ticket_counts(db: Connection) -> dict[int, int]:
@@ -2031,20 +2309,24 @@ def list_ticket_counts(db: Connection) -> dict[int, int]:
 
 
 def list_unsound_users(db: Connection) -> Iterator[Row]:
-    """Yield the users whose counter is not the number of their tickets (written), or whose highest user_number is not."""
+    """Yield the users whose counter is not the number of their tickets (written), or who gave a user_number again (highest)."""
     sql = """
-        SELECT users.id, tickets_count, count(user_number) AS written, coalesce(max(user_number), 0) AS highest
+        SELECT users.id, tickets_count, count(user_number) AS written, last_number, coalesce(max(user_number), 0) AS highest
         FROM users
         LEFT JOIN tickets ON user_id = users.id
         GROUP BY users.id
-        HAVING tickets_count <> count(user_number) OR coalesce(max(user_number), 0) <> count(user_number)"""
+        HAVING tickets_count <> count(user_number) OR last_number < coalesce(max(user_number), 0)"""
     return stream(db, sql)
 
 
-def find_closed_numbers(db: Connection) -> tuple[int, int]:
-    """Return how many tickets have a closed_number, and the highest, 0 for none."""
-    row = fetch_all(db, "SELECT count(*), coalesce(max(closed_number), 0) FROM tickets WHERE closed_number IS NOT NULL")[0]
-    return row[0], row[1]
+def find_number_ends(db: Connection) -> list[tuple[str, int, int]]:
+    """Return name and value of the counters that rows tell, and the least that these allow."""
+    sql = """
+        SELECT name, value, CASE name WHEN 'customers' THEN (SELECT count(*) FROM users WHERE id < 1000000000)
+                                      ELSE (SELECT max(closed_number) FROM tickets WHERE closed_number IS NOT NULL) END
+        FROM counters
+        WHERE name IN ('customers', 'closed_number')"""
+    return [(row[0], row[1], row[2] or 0) for row in fetch_all(db, sql)]
 
 
 def set_ticket_counts(db: Connection, counts: Iterable[tuple[int, int]]) -> None:
@@ -2056,41 +2338,205 @@ def set_ticket_counts(db: Connection, counts: Iterable[tuple[int, int]]) -> None
     execute_many(db, sql, counts)
 
 
-def set_user_tickets(db: Connection, counts: Iterable[tuple[int, int]]) -> None:
-    """Set the counters of users, given as (tickets, user id)."""
-    execute_many(db, "UPDATE users SET tickets_count = ? WHERE id = ?", counts)
+def set_user_tickets(db: Connection, counts: Iterable[tuple[int, int, int]]) -> None:
+    """Set the counters of users, given as (tickets, highest number, user id)."""
+    execute_many(db, "UPDATE users SET tickets_count = ?, last_number = ? WHERE id = ?", counts)
 
 
-def list_user_numbers(db: Connection, user_id: int, after: int, limit: int) -> list[Row]:
-    """Return id and number of the first tickets of a user after a number."""
+def count_down_user(db: Connection, user_id: int) -> None:
+    """Note that a user has one ticket less."""
+    execute(db, "UPDATE users SET tickets_count = tickets_count - 1 WHERE id = :user_id", user_id=user_id)
+
+
+class TicketFilter(NamedTuple):
+    """Which tickets are wanted; by default all."""
+
+    status: int | None = None
+    user_id: int | None = None
+    updated_since: str = ""
+    text: str = ""  # in subject or content
+
+
+def list_matches(db: Connection, lowest: int, highest: int, wanted: TicketFilter, limit: int) -> list[Row]:
+    """Return the first tickets wanted in a range of ids, as (id, JSON object), oldest first."""
     sql = """
-        SELECT id, user_number
-        FROM tickets
-        WHERE user_id = :user_id AND user_number > :after
-        ORDER BY user_number
+        SELECT id, CAST(resource AS BLOB) AS json
+        FROM ticket_resources
+        WHERE id BETWEEN :lowest AND :highest AND status > 0
+            AND (status = :status OR :status IS NULL)
+            AND (user_id = :user_id OR :user_id IS NULL)
+            AND updated_at >= :updated_since
+            AND (instr(subject, :text) > 0 OR instr(content, :text) > 0)
+        ORDER BY id
         LIMIT :limit"""
-    return fetch_all(db, sql, user_id=user_id, after=after, limit=limit)
+    return fetch_all(db, sql, **wanted._asdict(), lowest=lowest, highest=highest, limit=limit)
 
 
-def list_closed_numbers(db: Connection, after: int, limit: int) -> list[Row]:
-    """Return id and number of the first closed tickets after a number."""
+def list_matches_back(db: Connection, lowest: int, highest: int, wanted: TicketFilter, limit: int) -> list[Row]:
+    """Return the last tickets wanted in a range of ids, as (id, JSON object), newest first."""
     sql = """
-        SELECT id, closed_number
-        FROM tickets
-        WHERE closed_number > :after
-        ORDER BY closed_number
+        SELECT id, CAST(resource AS BLOB) AS json
+        FROM ticket_resources
+        WHERE id BETWEEN :lowest AND :highest AND status > 0
+            AND (status = :status OR :status IS NULL)
+            AND (user_id = :user_id OR :user_id IS NULL)
+            AND updated_at >= :updated_since
+            AND (instr(subject, :text) > 0 OR instr(content, :text) > 0)
+        ORDER BY id DESC
+        LIMIT :limit"""
+    return fetch_all(db, sql, **wanted._asdict(), lowest=lowest, highest=highest, limit=limit)
+
+
+def list_changed_tickets(db: Connection, after: int, limit: int) -> tuple[bytes | None, int, int, int]:
+    """Return the tickets that changed first after a change, as JSON objects with commas between them, in the order of it.
+
+    Deleted ones are among them. With them go their number, the change of the last one, and that of the last of the desk.
+    """
+    sql = """
+        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), max(change), (SELECT max(change) FROM tickets)
+        FROM (
+            SELECT substr(resource, 1, length(resource) - 1) || ',"closed_at":' || coalesce('"' || closed_at || '"', 'null')
+                       || ',"deleted_at":' || coalesce('"' || deleted_at || '"', 'null') || '}' AS resource, change
+            FROM ticket_resources
+            WHERE change > :after
+            ORDER BY change
+            LIMIT :limit
+        ) AS page"""
+    row = fetch_all(db, sql, after=after, limit=limit)[0]
+    return row[0], row[1], row[2] or after, row[3] or 0
+
+
+def list_tickets_by_id(db: Connection, ticket_ids: Iterable[int]) -> list[Row]:
+    """Return tickets, deleted ones too, as (id, created_at, JSON object with closed_at)."""
+    sql = """
+        SELECT id, created_at, CAST(resource AS BLOB) AS json
+        FROM (
+            SELECT id, created_at,
+                   substr(resource, 1, length(resource) - 1) || ',"closed_at":'
+                       || coalesce('"' || closed_at || '"', 'null') || '}' AS resource
+            FROM ticket_resources
+            WHERE id IN (SELECT CAST(value AS INTEGER) FROM json_each(:ticket_ids))
+        ) AS found"""
+    return fetch_all(db, sql, ticket_ids=json.dumps(list(ticket_ids)))
+
+
+def find_last_change(db: Connection) -> int:
+    """Return the number of the latest change of the desk, 0 for none."""
+    sql = """
+        SELECT max(last)
+        FROM (
+            SELECT coalesce((SELECT last_change FROM events ORDER BY first_change DESC LIMIT 1),
+                            (SELECT max(change) FROM tickets), 0) AS last
+            UNION ALL SELECT value FROM counters WHERE name = 'change'
+        ) AS ends"""
+    return int(fetch_value(db, sql))
+
+
+def insert_events(db: Connection, events: Iterable[tuple[int, int, str, str, str, int | None]]) -> None:
+    """Insert rows of the log of changes, given as all their columns in order."""
+    sql = """
+        INSERT INTO events (first_change, last_change, type, at, ticket_ids, comment_id)
+        VALUES (?, ?, ?, ?, ?, ?)"""
+    execute_many(db, sql, events)
+
+
+def delete_old_events(db: Connection, until: int) -> None:
+    """Delete rows of the log that hold no change after a number, but for the last few."""
+    execute(db, "DELETE FROM events WHERE first_change <= :until - 499", until=until)
+
+
+def list_event_rows(db: Connection, after: int, limit: int) -> list[Row]:
+    """Return the first rows of the log that hold a change after a number."""
+    sql = """
+        SELECT first_change, last_change, type, at, ticket_ids, comment_id
+        FROM events
+        WHERE first_change > :after - 500 AND last_change > :after
+        ORDER BY first_change
         LIMIT :limit"""
     return fetch_all(db, sql, after=after, limit=limit)
 
 
-def set_user_numbers(db: Connection, numbers: Iterable[tuple[int, int]]) -> None:
-    """Set the numbers of tickets among their user's, given as (number, id)."""
-    execute_many(db, "UPDATE tickets SET user_number = ? WHERE id = ?", numbers)
+def find_event_ends(db: Connection) -> tuple[int, int]:
+    """Return the first and the last change in the log, 0 for none."""
+    sql = """
+        SELECT coalesce(min(first_change), 0),
+               coalesce((SELECT last_change FROM events ORDER BY first_change DESC LIMIT 1), 0)
+        FROM events"""
+    row = fetch_all(db, sql)[0]
+    return row[0], row[1]
 
 
-def set_closed_numbers(db: Connection, numbers: Iterable[tuple[int, int]]) -> None:
-    """Set the numbers of tickets among the closed ones, given as (number, id)."""
-    execute_many(db, "UPDATE tickets SET closed_number = ? WHERE id = ?", numbers)
+def find_change_time(db: Connection) -> str:
+    """Return the last time at which a change number was noted, "" for none."""
+    return str(fetch_value(db, "SELECT coalesce(max(at), '') FROM change_times"))
+
+
+def delete_change_times(db: Connection, before: str) -> None:
+    """Delete what was noted before a time, but for the last of it: what comes next is told from there."""
+    sql = "DELETE FROM change_times WHERE at < (SELECT max(at) FROM change_times WHERE at < :before)"
+    execute(db, sql, before=before)
+
+
+def insert_change_times(db: Connection, rows: Iterable[tuple[str, int]]) -> None:
+    """Note changes, given as (time, change before it)."""
+    execute_many(db, "INSERT INTO change_times (at, change) VALUES (?, ?)", rows)
+
+
+def find_change_before(db: Connection, at: str) -> int:
+    """Return a change number that was the latest at a time or up to a minute before it: each later change makes a row."""
+    sql = """
+        SELECT CASE WHEN found.at > :minute_ago THEN found.change
+               ELSE coalesce((SELECT change FROM change_times WHERE at > :at ORDER BY at LIMIT 1),
+                             (SELECT last_change FROM events ORDER BY first_change DESC LIMIT 1), found.change) END
+        FROM (SELECT at, change FROM change_times WHERE at <= :at ORDER BY at DESC LIMIT 1) AS found"""
+    return int(fetch_value(db, sql, at=at, minute_ago=format_time(parse_time(at) - MINUTE_MICROSECONDS)) or 0)
+
+
+def find_last_comment(db: Connection, ticket_id: int) -> tuple[int, int]:
+    """Return the highest id of all comments, and how many a ticket has, 0 for none."""
+    sql = """
+        SELECT coalesce((SELECT max(id) FROM comments), 0),
+               coalesce((SELECT max(number) FROM comments WHERE ticket_id = :ticket_id), 0)"""
+    row = fetch_all(db, sql, ticket_id=ticket_id)[0]
+    return row[0], row[1]
+
+
+def list_comments(db: Connection, ticket_id: int, lowest: int, highest: int, limit: int) -> tuple[Tickets, Bounds]:
+    """Return the first comments of a ticket in a range of numbers, oldest first; their key is their number."""
+    sql = """
+        SELECT CAST(group_concat(resource) AS BLOB) AS json, count(*), min(number), max(number),
+               (SELECT coalesce(max(number), 0) FROM comments WHERE ticket_id = :ticket_id)
+        FROM (
+            SELECT resource, number
+            FROM comment_resources
+            WHERE ticket_id = :ticket_id AND number BETWEEN :lowest AND :highest
+            ORDER BY number
+            LIMIT :limit
+        ) AS page"""
+    row = tuple(fetch_all(db, sql, ticket_id=ticket_id, lowest=lowest, highest=highest, limit=limit)[0])
+    return Tickets(*row[:4]), (row[4], min(row[4], 1), row[4])
+
+
+def list_comments_by_id(db: Connection, comment_ids: Iterable[int]) -> list[Row]:
+    """Return comments as (id, JSON object)."""
+    sql = """
+        SELECT id, CAST(resource AS BLOB) AS json
+        FROM comment_resources
+        WHERE id IN (SELECT CAST(value AS INTEGER) FROM json_each(:comment_ids))"""
+    return fetch_all(db, sql, comment_ids=json.dumps(list(comment_ids)))
+
+
+def insert_comment(db: Connection, comment: Mapping[str, Any]) -> None:
+    """Insert a comment."""
+    sql = """
+        INSERT INTO comments (id, ticket_id, number, user_id, content, created_at)
+        VALUES (:id, :ticket_id, :number, :user_id, :content, :created_at)"""
+    execute(db, sql, **comment)
+
+
+# ======================================================================================================================
+# Room 5. More queries: tokens, limits, the audit log, as in the room before. Touches .execute; never commits.
+# ======================================================================================================================
 
 
 class Token(NamedTuple):
@@ -2107,6 +2553,49 @@ class Token(NamedTuple):
         return ability in self.abilities or "*" in self.abilities
 
 
+class Simulation(NamedTuple):
+    """A desk's own rhythm, and its clock if it has one, as the table has them: microseconds, and thousandths for the speed."""
+
+    seed: int
+    profile: str
+    start: int
+    worked: int
+    status: str | None
+    speed: int
+    base: int
+    written: int
+    begun: int | None = None
+    target: int | None = None
+
+    def now(self, real: int) -> int:
+        """Return what the desk's clock shows at a real time; one that nobody writes stands still after CLOCK_SECONDS."""
+        if self.status is None:
+            return real
+        if self.target is not None:
+            return max(self.base, self.worked)
+        gone = max(0, min(real - self.written, CLOCK_SECONDS * MICROSECONDS)) if self.status == RUNNING else 0
+        return min(self.base + gone * self.speed // 1000, END_OF_TIME - 1)
+
+
+def find_simulation(db: Connection) -> Simulation | None:
+    """Return the desk's simulation, or None for a desk that follows the real time and the options of `serve`."""
+    sql = "SELECT seed, profile, start, worked, status, speed, base, written, begun, target FROM simulation WHERE id = 1"
+    row = fetch_one(db, sql)
+    return Simulation(*row) if row else None
+
+
+def save_simulation(db: Connection, simulation: Simulation) -> None:
+    """Write down the desk's simulation."""
+    sql = """
+        INSERT INTO simulation (id, seed, profile, start, worked, status, speed, base, written, begun, target)
+        VALUES (1, :seed, :profile, :start, :worked, :status, :speed, :base, :written, :begun, :target)
+        ON CONFLICT (id) DO UPDATE
+        SET seed = excluded.seed, profile = excluded.profile, start = excluded.start, worked = excluded.worked,
+            status = excluded.status, speed = excluded.speed, base = excluded.base, written = excluded.written,
+            begun = excluded.begun, target = excluded.target"""
+    execute(db, sql, **simulation._asdict())
+
+
 def insert_token(db: Connection, token: Mapping[str, Any]) -> int:
     """Insert a token and return its id."""
     sql = """
@@ -2116,6 +2605,36 @@ def insert_token(db: Connection, token: Mapping[str, Any]) -> int:
     return int(fetch_value(db, sql, **token))
 
 
+def find_kept_answer(db: Connection, token_id: int, route: str, key: str) -> Row | None:
+    """Return what was answered to a write with an Idempotency-Key, or None."""
+    sql = """
+        SELECT body_digest, status, body, location, created_at
+        FROM idempotency_keys
+        WHERE token_id = :token_id AND route = :route AND key = :key"""
+    return fetch_one(db, sql, token_id=token_id, route=route, key=key)
+
+
+def keep_answer(db: Connection, answer: Mapping[str, Any]) -> None:
+    """Keep what is answered to a write with an Idempotency-Key; one of before is replaced."""
+    sql = """
+        INSERT INTO idempotency_keys (token_id, route, key, body_digest, status, body, location, created_at)
+        VALUES (:token_id, :route, :key, :body_digest, :status, :body, :location, :created_at)
+        ON CONFLICT (token_id, route, key) DO UPDATE
+        SET body_digest = excluded.body_digest, status = excluded.status, body = excluded.body,
+            location = excluded.location, created_at = excluded.created_at"""
+    execute(db, sql, **answer)
+
+
+def delete_kept_answers(db: Connection, before: str, limit: int) -> int:
+    """Delete some of the answers that were kept before a time; return how many."""
+    sql = """
+        DELETE FROM idempotency_keys
+        WHERE (token_id, route, key) IN (
+            SELECT token_id, route, key FROM idempotency_keys WHERE created_at < :before ORDER BY created_at LIMIT :limit
+        )"""
+    return execute(db, sql, before=before, limit=limit).rowcount
+
+
 def find_token(db: Connection, digest: str) -> Row | None:
     """Return the token with a SHA-256, or None."""
     sql = """
@@ -2123,6 +2642,16 @@ def find_token(db: Connection, digest: str) -> Row | None:
         FROM personal_access_tokens
         WHERE token = :digest"""
     return fetch_one(db, sql, digest=digest)
+
+
+def find_token_by_id(db: Connection, token_id: int) -> Row | None:
+    """Return a token and its owner, or None."""
+    sql = """
+        SELECT tokens.id, tokens.name, abilities, expires_at, user_id, users.name AS user_name, email
+        FROM personal_access_tokens AS tokens
+        JOIN users ON users.id = user_id
+        WHERE tokens.id = :token_id"""
+    return fetch_one(db, sql, token_id=token_id)
 
 
 def list_tokens(db: Connection) -> list[Row]:
@@ -2202,9 +2731,9 @@ def insert_audits(db: Connection, audits: Iterable[Mapping[str, Any]]) -> None:
     """Insert the rows of requests, as a transaction of their own."""
     sql = """
         INSERT INTO api_audits (user_id, token_id, method, path, route_name, status_code,
-            ip_address, user_agent, duration_ms, query, request_body, created_at)
+            ip_address, user_agent, duration_ms, query, request_body, created_at, request_id)
         VALUES (:user_id, :token_id, :method, :path, :route_name, :status_code,
-            :ip_address, :user_agent, :duration_ms, :query, :request_body, :created_at)"""
+            :ip_address, :user_agent, :duration_ms, :query, :request_body, :created_at, :request_id)"""
     write_rows(db, sql, audits)
 
 
@@ -2280,8 +2809,107 @@ def count_audits(db: Connection) -> int:
     return int(fetch_value(db, "SELECT count(*) FROM api_audits"))
 
 
+def list_webhooks(db: Connection) -> list[Row]:
+    """Return all webhooks, each with how many deliveries are not done, the next of them due, and the last one tried."""
+    sql = """
+        SELECT webhooks.*, coalesce(waiting, 0) AS waiting, next_at, tried_at
+        FROM webhooks
+        LEFT JOIN (
+            SELECT webhook_id, count(*) AS waiting, min(next_at) AS next_at, max(at) AS tried_at
+            FROM webhook_deliveries
+            WHERE next_at IS NOT NULL
+            GROUP BY webhook_id
+        ) AS undone ON webhook_id = webhooks.id
+        ORDER BY webhooks.id"""
+    return fetch_all(db, sql)
+
+
+def insert_webhook(db: Connection, webhook: Mapping[str, Any]) -> int:
+    """Insert a webhook and return its id."""
+    sql = """
+        INSERT INTO webhooks (
+            user_id, name, url, private, secret, events, enabled, position, busy_until, created_at, updated_at
+        )
+        VALUES (:user_id, :name, :url, :private, :secret, :events, :enabled, :position, 0, :created_at, :created_at)
+        RETURNING id"""
+    return int(fetch_value(db, sql, **webhook))
+
+
+def save_webhook(db: Connection, webhook: Mapping[str, Any]) -> None:
+    """Write what may change of a webhook."""
+    sql = """
+        UPDATE webhooks
+        SET name = :name, url = :url, private = :private, events = :events, enabled = :enabled, disabled = :disabled,
+            position = :position, busy_until = :busy_until, failing_since = :failing_since, updated_at = :updated_at
+        WHERE id = :id"""
+    execute(db, sql, **webhook)
+
+
+def switch_off_webhooks(db: Connection, reason: str) -> None:
+    """Turn all webhooks off."""
+    execute(db, "UPDATE webhooks SET enabled = 0, disabled = :reason WHERE enabled = 1", reason=reason)
+
+
+def delete_webhook_row(db: Connection, webhook_id: int) -> None:
+    """Delete a webhook and its deliveries."""
+    execute(db, "DELETE FROM webhooks WHERE id = :webhook_id", webhook_id=webhook_id)
+
+
+def save_delivery(db: Connection, delivery: Mapping[str, Any]) -> int:
+    """Write a delivery, a new one when it has no id, and return its id."""
+    sql = """
+        INSERT INTO webhook_deliveries (
+            id, webhook_id, event_id, message_id, type, body, attempt, status_code, error, duration_ms, at, next_at
+        )
+        VALUES (
+            coalesce(:id, (SELECT coalesce(max(id), 0) + 1 FROM webhook_deliveries)), :webhook_id, :event_id, :message_id,
+            :type, :body, :attempt, :status_code, :error, :duration_ms, :at, :next_at
+        )
+        ON CONFLICT (id) DO UPDATE
+        SET attempt = excluded.attempt, status_code = excluded.status_code, error = excluded.error,
+            duration_ms = excluded.duration_ms, at = excluded.at, next_at = excluded.next_at
+        RETURNING id"""
+    return int(fetch_value(db, sql, **delivery))
+
+
+def list_deliveries(db: Connection, webhook_id: int, below: int, limit: int) -> list[Row]:
+    """Return the last deliveries of a webhook below an id, newest first."""
+    sql = """
+        SELECT *
+        FROM webhook_deliveries
+        WHERE webhook_id = :webhook_id AND id < :below
+        ORDER BY id DESC
+        LIMIT :limit"""
+    return fetch_all(db, sql, webhook_id=webhook_id, below=below, limit=limit)
+
+
+def list_due_deliveries(db: Connection, webhook_id: int, now: str, limit: int) -> list[Row]:
+    """Return the deliveries of a webhook whose next try is due, in the order in which they became so."""
+    sql = """
+        SELECT *
+        FROM webhook_deliveries
+        WHERE webhook_id = :webhook_id AND next_at <= :now
+        ORDER BY next_at, id
+        LIMIT :limit"""
+    return fetch_all(db, sql, webhook_id=webhook_id, now=now, limit=limit)
+
+
+def delete_old_deliveries(db: Connection, webhook_id: int, kept: int) -> None:
+    """Delete what is done of a webhook but for its last deliveries."""
+    sql = """
+        DELETE FROM webhook_deliveries
+        WHERE webhook_id = :webhook_id AND next_at IS NULL AND id <= (
+            SELECT id
+            FROM webhook_deliveries
+            WHERE webhook_id = :webhook_id
+            ORDER BY id DESC
+            LIMIT 1 OFFSET :kept
+        )"""
+    execute(db, sql, webhook_id=webhook_id, kept=kept)
+
+
 # ======================================================================================================================
-# Room 5. Words: made-up people and tickets, and the rhythm of their weeks, from seed, id and time alone. Touches nothing.
+# Room 6. Words: made-up people and tickets, from seed and id alone. Touches nothing.
 # ======================================================================================================================
 
 
@@ -2419,76 +3047,249 @@ def plain_letters(text: str) -> str:
     return decomposed.encode("ascii", "ignore").decode()
 
 
-# How busy the hours of a day (UTC) and the days of a week (Monday first) are: when people write, and when they are answered.
-WRITING = (
-    (4, 3, 2, 2, 2, 3, 6, 12, 22, 32, 36, 36, 32, 34, 36, 35, 32, 27, 22, 18, 15, 12, 9, 6),
-    (32, 32, 31, 30, 28, 13, 11),
-)
+# ======================================================================================================================
+# Room 7. Rhythm: when tickets come and are closed, from profile, seed and time alone. Touches nothing.
+# ======================================================================================================================
 
-WORKING = (
-    (1, 1, 1, 1, 1, 1, 4, 16, 50, 60, 60, 60, 45, 55, 60, 60, 60, 40, 14, 6, 3, 2, 1, 1),
-    (10, 10, 10, 10, 9, 3, 2),
-)
+
+MEAN_NOISE = 100  # no two days are equally busy
+HOUR_MICROSECONDS, DAY_MICROSECONDS = HOUR * MICROSECONDS, DAY * MICROSECONDS
+WEIGHTS = {"hours": 24, "weekdays": 7, "working_hours": 24, "working_days": 7}  # the lists of a profile, and their lengths
+RATES = {"tickets_a_day": 10**6, "team": 10**6, "tickets_an_hour": 1000, "wait_hours": 1000}  # its numbers, and the highest
+AMOUNTS = RATES | {"bursts_a_month": 30, "burst_hours": 24, "burst_factor": 100, "growth": 1000}
+
+
+class Profile(NamedTuple):
+    """When tickets come and how they are closed, as profiles.json says it; numbers in thousandths, durations in seconds."""
+
+    tickets_a_day: int
+    hours: tuple[int, ...]  # how busy the hours of a day (UTC) and the days of a week (Monday first) are: when people write
+    weekdays: tuple[int, ...]
+    team: int
+    tickets_an_hour: int  # of each, at full work
+    working_hours: tuple[int, ...]  # when they are answered
+    working_days: tuple[int, ...]
+    wait_hours: int  # of full work, before a ticket is closed
+    bursts_a_month: int
+    burst_hours: int
+    burst_factor: int
+    growth: int  # per cent a year
+    arrive_every: int  # 0: as the fields above say
+    close_every: int
+
+    def text(self) -> str:
+        """Write the profile as JSON that `read_profile` reads back."""
+        amounts = {name: getattr(self, name) / 1000 for name in AMOUNTS}
+        durations = {name: f"{getattr(self, name)}s" for name in ("arrive_every", "close_every")}
+        return compact(dict(sorted((self._asdict() | amounts | durations).items())))
+
+    def scaled(self, tickets_a_day: float) -> Profile:
+        """Return the same shape with that many tickets a day, and a team in proportion."""
+        wanted = round(tickets_a_day * 1000)
+        now = DAY * 1000 // self.arrive_every if self.arrive_every else self.tickets_a_day
+        arrive, close = (max(1, every * now // wanted) if every and wanted else 0 for every in self[-2:])
+        team = -(-self.team * wanted // max(1, now))  # rounded up: one that is too small would never catch up
+        return self._replace(tickets_a_day=wanted, team=team, arrive_every=arrive, close_every=close)
+
+    @property
+    def full_hour(self) -> int:
+        """What an hour of full work weighs on an average day."""
+        return max(self.working_hours) * max(self.working_days) * MEAN_NOISE * HOUR_MICROSECONDS
+
+
+def read_field(name: str, value: Any) -> Any:
+    """Read a field of a profile; raises ValueError that says what it must be."""
+    if name in WEIGHTS:
+        fits = isinstance(value, list) and len(value) == WEIGHTS[name] and any(value)
+        if fits and all(type(weight) is int and 0 <= weight <= 1000 for weight in value):
+            return tuple(value)
+        raise ValueError(f"must be {WEIGHTS[name]} whole numbers from 0 to 1000, with at least one above 0")
+    if name in AMOUNTS:
+        lowest, highest = -100 if name == "growth" else 0, AMOUNTS[name]
+        if type(value) in (int, float) and lowest <= value <= highest:
+            return round(value * 1000)
+        raise ValueError(f"must be a number from {lowest} to {highest}")
+    return read_duration(str(value)[:40])
+
+
+def shipped_profiles() -> dict[str, dict[str, Any]]:
+    """Return what profiles.json holds, by names."""
+    return dict(json.loads(read_resource("profiles.json")))
+
+
+def find_profile(name: str) -> Profile:
+    """Return a profile that ticketapi brings along."""
+    return read_profile(shipped_profiles()[name])
+
+
+def read_profile(data: object) -> Profile:
+    """Read a profile from JSON; what it leaves out is office's, the team in proportion to the tickets."""
+    if not isinstance(data, dict):
+        raise TicketApiError('profile: must be an object of fields, such as {"tickets_a_day": 500}')
+    for name in (name for name in data if name not in Profile._fields):
+        meant = did_you_mean(closest(name[:40], Profile._fields)) or f"; write {', '.join(Profile._fields)}"
+        raise TicketApiError(f"profile: {name[:40]!r} is no field{meant}")
+    office, read = shipped_profiles()["office"], {}
+    for name in Profile._fields:
+        try:
+            read[name] = read_field(name, data.get(name, office[name]))
+        except ValueError as error:
+            raise TicketApiError(f"profile: {name} {error}") from None
+    rate = DAY / read["arrive_every"] if read["arrive_every"] else read["tickets_a_day"] / 1000
+    team = read["team"] if "team" in data else find_profile("office").scaled(rate).team
+    return Profile(**read | {"team": team})
+
+
+Weights = Sequence[int]
+Factors = Callable[[int], Weights]  # of the hours of a day, which is counted since 1970
 
 
 class Rhythm:
-    """A period whose hours weigh more the busier they are; turns a moment into the weight before it, and back.
+    """Hours that weigh more the busier they are; turns a moment into the weight before it, and back.
 
-    The weight is piecewise linear, an hour a piece, in whole numbers only, so that it is the same on every machine.
+    The weight is piecewise linear, an hour a piece, in whole numbers only: the same on every machine. It grows as far as asked.
     """
 
-    def __init__(self, start: int, end: int, pattern: tuple[Sequence[int], Sequence[int]], seed: int) -> None:
-        """Weigh the hours from start to end (microseconds); no two days are equally busy."""
-        hours, days = pattern
-        self._times, self._sums, self._weights = [start], [0], []
-        while self._times[-1] < end:
-            hour = self._times[-1] // (HOUR * MICROSECONDS)
-            day = hour // 24
-            weight = hours[hour % 24] * days[(day + 3) % 7] * (75 + throw(seed, "day", day) % 51)
-            until = min((hour + 1) * HOUR * MICROSECONDS, end)
-            self._sums.append(self._sums[-1] + weight * (until - self._times[-1]))
-            self._times.append(until)
-            self._weights.append(weight)
-        self.total = self._sums[-1]
+    def __init__(self, start: int, seed: int, hours: Weights, days: Weights, factors: Factors = lambda _: [1] * 24) -> None:
+        """Take the moment (microseconds) before which nothing weighs; factors make the hours of a day heavier."""
+        self._seed, self._hours, self._days, self._factors = seed, hours, days, factors
+        self._midnight, self._sums, self._base = start - start % DAY_MICROSECONDS, [0], 0
+        self._base = self.weight(start)
+
+    def _weigh_day(self) -> None:
+        """Weigh one day more; no two are equally busy."""
+        day = self._midnight // DAY_MICROSECONDS + len(self._sums) // 24
+        weight = self._days[(day + 3) % 7] * (MEAN_NOISE - 25 + throw(self._seed, "day", day) % 51)
+        weights = (hour * weight * factor for hour, factor in zip(self._hours, self._factors(day), strict=True))
+        self._sums += accumulate(weights, initial=self._sums.pop())
 
     def moment(self, weight: int) -> int:
-        """Return the moment before which the period weighs that much; weight is below `total`."""
-        piece = bisect_right(self._sums, weight) - 1
-        return self._times[piece] + (weight - self._sums[piece]) // self._weights[piece]
+        """Return the moment before which the hours since the start weigh that much."""
+        weight += self._base
+        whole = weight // HOUR_MICROSECONDS
+        while self._sums[-1] <= whole:
+            self._weigh_day()
+        piece = bisect_right(self._sums, whole) - 1
+        before = self._sums[piece]
+        passed = (weight - before * HOUR_MICROSECONDS) // (self._sums[piece + 1] - before)
+        return self._midnight + piece * HOUR_MICROSECONDS + passed
 
     def weight(self, moment: int) -> int:
-        """Return what the period weighs before a moment inside it."""
-        piece = min(bisect_right(self._times, moment), len(self._weights)) - 1
-        return self._sums[piece] + (moment - self._times[piece]) * self._weights[piece]
+        """Return what the hours from the start to a moment weigh."""
+        piece, passed = divmod(moment - self._midnight, HOUR_MICROSECONDS)
+        while len(self._sums) <= piece + 1:
+            self._weigh_day()
+        before = self._sums[piece]
+        return before * HOUR_MICROSECONDS + (self._sums[piece + 1] - before) * passed - self._base
 
 
 class History(NamedTuple):
     """The plan of a past: when tickets arrive; each is closed after the same amount of work."""
 
     arrivals: Rhythm
+    total: int  # what the period weighs
     work: Rhythm
+    end: int
     delay: int  # in units of work
 
     def arrival(self, seed: int, position: int, count: int, ticket_id: int) -> int:
         """Return when the ticket at a position among `count` arrives: anywhere in its share of the period."""
-        jitter = throw(seed, "arrival", ticket_id) % self.arrivals.total
-        return self.arrivals.moment((position * self.arrivals.total + jitter) // count)
+        jitter = throw(seed, "arrival", ticket_id) % self.total
+        return self.arrivals.moment((position * self.total + jitter) // count)
 
     def closing(self, arrival: int) -> int | None:
         """Return when a ticket that arrived then is closed, or None while it still waits."""
-        due = self.work.weight(arrival) + self.delay
-        return self.work.moment(due) if due < self.work.total else None
+        moment = self.work.moment(self.work.weight(arrival) + self.delay)
+        return moment if moment < self.end else None
 
 
 def plan_history(start: int, now: int, seed: int) -> History:
-    """Plan a period: a ticket waits about a working day, or 3 % of the period when that is less."""
-    arrivals, work = Rhythm(start, now, WRITING, seed), Rhythm(start, now, WORKING, seed)
-    working_day = 8 * HOUR * MICROSECONDS * 60 * 10 * 100
-    return History(arrivals, work, min(working_day, work.total * 3 // 100))
+    """Plan a period as an office has it: a ticket waits as long as there, or 3 % of the period when that is less."""
+    office = find_profile("office")
+    arrivals = Rhythm(start, seed, office.hours, office.weekdays)
+    work = Rhythm(start, seed, office.working_hours, office.working_days)
+    wait = min(office.wait_hours * office.full_hour // 1000, work.weight(now) * 3 // 100)
+    return History(arrivals, arrivals.weight(now), work, now, wait)
+
+
+class Course:
+    """What happens on a desk after a moment, by profile and seed alone, however often and in what pieces one asks.
+
+    One ticket arrives in each of equal shares of its rhythm, anywhere, and so for what the team can close.
+    """
+
+    def __init__(self, profile: Profile, seed: int, start: int) -> None:
+        """Begin at a moment (microseconds); nothing happens before it, or at it."""
+        self._profile, self._seed, self._start = profile, seed, start
+        self._day, self._earliest = start // DAY_MICROSECONDS, start - 30 * DAY_MICROSECONDS
+        rhythm, working = partial(Rhythm, self._earliest, seed), (profile.working_hours, profile.working_days)
+        self._work = rhythm(*working, lambda _: [1000] * 24)  # growth makes a team larger, not faster
+        arriving = rhythm(profile.hours, profile.weekdays, self._tide)
+        closing = rhythm(*working, lambda day: [self._trend(day)] * 24) if profile.growth else self._work
+        self._wait = profile.wait_hours * profile.full_hour  # in thousandths, as the work
+        week = sum(profile.hours) * sum(profile.weekdays) * MEAN_NOISE * HOUR_MICROSECONDS
+        rate, capacity = profile.tickets_a_day, profile.team * profile.tickets_an_hour
+        share, chance = rate and week * 10**9 // (7 * rate), capacity and profile.full_hour * 10**9 // capacity
+        self._arrivals = partial(self._moments, arriving, share, profile.arrive_every, "arrive")
+        self._closings = partial(self._moments, closing, chance, profile.close_every, "close")
+
+    def _trend(self, day: int) -> int:
+        """Return how busy a day is by the growth, in thousandths of the first, a tenth at least."""
+        return max(100, 1000 + self._profile.growth * max(0, day - self._day) // (365 * 100))
+
+    def _tide(self, day: int) -> list[int]:
+        """Return how busy the hours of a day are by growth and bursts, in millionths."""
+        begun, length = (self._burst(day - 1) - 24, self._burst(day)), -(-self._profile.burst_hours // 1000)
+        bursting = {hour for begin in begun for hour in range(begin, begin + length)}
+        factors = [self._profile.burst_factor if hour in bursting else 1000 for hour in range(24)]
+        return [self._trend(day) * factor for factor in factors]
+
+    def _burst(self, day: int) -> int:
+        """Return the hour of a day in which a burst begins, sooner in a busy one; 48 when there is none."""
+        bits, draw = divmod(throw(self._seed, "burst", day), 30_000)
+        sums = list(accumulate(self._profile.hours))
+        return bisect_right(sums, bits % sums[-1]) if draw < self._profile.bursts_a_month else 48
+
+    def _moments(self, rhythm: Rhythm, share: int, every: int, purpose: str, after: int) -> Iterator[int]:
+        """Yield the moments after one: at whole multiples since 1970, or one in each share of a rhythm."""
+        step, after = every * MICROSECONDS, max(after, self._start)
+        number = after // step if step else rhythm.weight(after) // share if share else 0
+        while step or share:
+            draw = 0 if step else throw(self._seed, purpose, number)
+            moment = number * step if step else rhythm.moment(number * share + draw % share)
+            if moment > after:
+                yield moment
+            number += 1
+
+    def happenings(self, after: int, until: int) -> Iterator[tuple[int, bool]]:
+        """Yield what happens after a moment and until another: when, and whether a ticket arrives; else one can be closed."""
+        arrivals, closings = self._arrivals(after), self._closings(after)
+        arrival, closing = next(arrivals, MAX_ID), next(closings, MAX_ID)
+        while min(arrival, closing) <= until:
+            if arrival <= closing:
+                yield arrival, True
+                arrival = next(arrivals, MAX_ID)
+            else:
+                yield closing, False
+                closing = next(closings, MAX_ID)
+
+    def due(self, created: int) -> int:
+        """Return from when on a ticket that arrived then may be closed: when the team has done some work since."""
+        if self._profile.close_every or created < self._earliest:
+            return created
+        return max(created, self._work.moment(self._work.weight(created) + self._wait))
+
+    def next_arrival(self, after: int) -> int | None:
+        """Return when the next ticket arrives; None: never."""
+        return next(self._arrivals(after), None)
+
+    def next_closing(self, after: int) -> int | None:
+        """Return when the team can close a ticket next; None: never."""
+        return next(self._closings(after), None)
 
 
 # ======================================================================================================================
-# Room 6. Clocks: the real clocks, which the edges read and hand down as `now`. Touches time.
+# Room 8. Clocks: the real clocks, which the edges read and hand down as `now`. Touches time.
 # ======================================================================================================================
 
 
@@ -2499,17 +3300,22 @@ def wall_microseconds() -> int:
 
 @dataclass(frozen=True)
 class Clock:
-    """The two clocks of the edges: `wall` for what is written down, `monotonic` (seconds) for intervals and buckets."""
+    """The two clocks of the edges: `wall` for what is written down, `monotonic` (seconds) for intervals and buckets.
+
+    `pause` lets so many seconds pass, and tells whether one should stop instead of going on.
+    """
 
     wall: Callable[[], int] = wall_microseconds
     monotonic: Callable[[], float] = time.monotonic
+    pause: Callable[[float], object] = time.sleep
 
 
 # ======================================================================================================================
-# Room 7. Desk: all that changes a desk: generate and process, now or in the past. Opens transactions.
+# Room 9. Desk: all that changes a desk: generate and process, now or in the past. Opens transactions.
 # ======================================================================================================================
 
 BATCH = 25_000  # tickets in one transaction, for half a second: bounds memory, and how long other writers wait
+BATCH_PAUSE = 0.02  # seconds between two, for a server that looks for the lock every POLL_SECONDS
 
 Report = Callable[[int], object]  # takes how many tickets are done, after each batch
 silent: Report = lambda done: None  # noqa: E731
@@ -2520,6 +3326,7 @@ def batches(count: int) -> Iterator[int]:
     while count > 0:
         yield min(count, BATCH)
         count -= BATCH
+        time.sleep(BATCH_PAUSE if count > 0 else 0)
 
 
 def growing(moments: Iterable[int], last: int) -> Iterator[int]:
@@ -2551,48 +3358,177 @@ def wait_width(seconds: int) -> int:
     return int(10 ** max(0, len(str(seconds)) - 2))
 
 
-def add_customers(db: Connection, seed: int, wanted: int, now: int) -> None:
-    """Bring the pool of customers up to a size."""
+def add_customers(db: Connection, seed: int, numbers: Mapping[int, int]) -> None:
+    """Make up the customers of some numbers, each of whom comes at a moment."""
     words = load_words()
-    have = find_last_user_id(db, FIRST_OWNER_ID) or 0
-    rows, made = [], [(number, *compose_customer(words, seed, number)) for number in range(have + 1, wanted + 1)]
-    taken = list_taken_emails(db, (email for *_, email in made)) if made else set()
+    rows, made = [], [(number, *compose_customer(words, seed, number)) for number in numbers]
+    taken = list_taken_emails(db, (email for *_, email in made)) if made else {}
     for number, name, email in made:
-        while email in taken:  # a token's owner, or a customer that another seed made, has it
+        while email in taken:  # a customer that another seed made, or who came with a request, has it
             email = email.replace("@", f".{number}@")
             taken |= list_taken_emails(db, [email])
-        rows.append((number, name, email, format_time(now)))
+        rows.append((number, name, email, format_time(numbers[number])))
     insert_users(db, rows)
+    add_to_counter(db, "customers", len(rows))
 
 
-def add_tickets(db: Connection, seed: int, first_id: int, moments: Sequence[tuple[int, int | None]]) -> None:
-    """Insert one batch, given as (created, closed or None) in microseconds, with its customers and counters."""
-    words = load_words()
-    composed = [compose_ticket(words, seed, ticket_id) for ticket_id in range(first_id, first_id + len(moments))]
-    add_customers(db, seed, customer_pool(first_id + len(moments) - 1), moments[0][0])
-    per_user = Counter(user_id for user_id, _, _ in composed)
-    authors = {user_id: (written, name, email) for user_id, name, email, written in list_authors(db, per_user)}
-    already_closed = closed_number = count_tickets(db, CLOSED)
+def ensure_customers(db: Connection, people: Mapping[str, str], now: int) -> dict[str, int]:
+    """Return the ids of customers by their addresses; those unknown are created, with the names given; others keep theirs."""
+    known = list_taken_emails(db, people)
+    first = max(find_last_user_id(db, FIRST_OWNER_ID) or 0, FIRST_BROUGHT_ID - 1) + 1
+    new = {email: first + i for i, email in enumerate(email for email in people if email not in known)}
+    insert_users(db, [(user_id, people[email], email, format_time(now)) for email, user_id in new.items()])
+    add_to_counter(db, "customers", len(new))
+    return known | new
+
+
+def ensure_customer(db: Connection, name: str, email: str, now: int) -> int:
+    """Return the id of the customer with an address, who is created when unknown; the name of a known one stays."""
+    return ensure_customers(db, {email.lower(): name}, now)[email.lower()]
+
+
+EVENT_TYPES = CREATED, UPDATED, CLOSING, REOPENED, DELETED, COMMENTED = (
+    *("ticket.created", "ticket.updated", "ticket.closed", "ticket.reopened", "ticket.deleted"),
+    "comment.created",
+)
+EVENTS_KEPT, EVENTS_IN_A_ROW = 100_000, 500
+MIXED = "mixed"  # the type of a row of the log that stands for arrivals and closings
+CHANGE_TIMES_KEPT = 400 * DAY  # seconds; who asks for changes since before gets some that are older
+OPEN_LIST, CLOSED_LIST, ALL_LIST = -1, 0, -2  # in list_blocks, where a user's list goes by the user's id
+
+
+class Change(NamedTuple):
+    """Something that becomes of a ticket: a type of event, and when, in microseconds."""
+
+    kind: str
+    ticket_id: int
+    at: int
+
+
+def log_changes(db: Connection, changes: Sequence[Change], now: int, comment_id: int | None = None) -> int:
+    """Give the next numbers to changes, log them as events, and return the first; `now` is when we are told.
+
+    A row of the log stands for many changes of one type, so that a batch of tickets costs little more for being logged.
+    """
+    first = find_last_change(db) + 1
+    log_events(db, changes, first, comment_id)
+    if find_change_time(db) <= format_time(now - MINUTE_MICROSECONDS):
+        insert_change_times(db, [(format_time(now), first - 1)])
+        delete_change_times(db, format_time(now - CHANGE_TIMES_KEPT * MICROSECONDS))
+    return first
+
+
+def log_events(db: Connection, changes: Sequence[Change], first: int, comment_id: int | None = None) -> None:
+    """Log changes whose numbers go on from the first; those that take turns are arrivals and closings."""
+    rows = []
+    for start in range(0, len(changes), EVENTS_IN_A_ROW):
+        part = changes[start : start + EVENTS_IN_A_ROW]
+        kind, _, at = part[0]
+        ids: list[Any] = [change.ticket_id for change in part]
+        if not all(change.kind == kind and (kind == CREATED or change.at == at + i) for i, change in enumerate(part)):
+            kind, ids = MIXED, [id if kind == CREATED else [id, moment - at] for kind, id, moment in part]
+        rows.append((first + start, first + start + len(part) - 1, kind, format_time(at), compact(ids), comment_id))
+    insert_events(db, rows)
+    last = first + len(changes) - 1
+    if last // EVENTS_IN_A_ROW > (first - 1) // EVENTS_IN_A_ROW:  # now and then, as readers leave out what is too old
+        delete_old_events(db, last - EVENTS_KEPT)
+
+
+def count_in_blocks(db: Connection, listing: int, keys: Iterable[int], step: int) -> None:
+    """Count tickets that come to a list (1) or leave it (-1), given by their keys, in the blocks that pages are found by."""
+    counts, levels = Counter((key if listing == OPEN_LIST else key - 1) >> 6 for key in keys), list[Counter[int]]()
+    for _ in range(3) if counts else ():
+        levels.append(counts)
+        counts = Counter()
+        for block, tickets in levels[-1].items():
+            counts[block >> 6] += tickets
+    more = [(listing, n, block, step * tickets) for n, level in enumerate(levels, 1) for block, tickets in level.items()]
+    add_to_blocks(db, more)
+    if listing == OPEN_LIST and step < 0:
+        for n, level in enumerate(levels, 1):
+            delete_empty_blocks(db, n, min(level), max(level))
+
+
+class Draft(NamedTuple):
+    """A ticket to be added: whose it is, its texts, and when it came and was closed, in microseconds."""
+
+    user_id: int
+    subject: str
+    content: str
+    created: int
+    closed: int | None = None
+    number: int = 0  # its closed_number, 0 for the next
+
+
+def compose_drafts(db: Connection, seed: int, first_id: int, moments: Sequence[tuple[int, int | None]]) -> list[Draft]:
+    """Make up tickets, given as (created, closed or None) in microseconds, and the customers that a desk of their size has."""
+    words, last_id = load_words(), first_id + len(moments) - 1
+    drafts = [Draft(*compose_ticket(words, seed, first_id + i), *moment) for i, moment in enumerate(moments)]
+    have, numbers = find_last_user_id(db, FIRST_BROUGHT_ID) or 0, dict[int, int]()
+    if customer_pool(last_id) > have:  # each comes with the ticket that makes the desk large enough for them
+        for i, (created, _) in enumerate(moments):
+            numbers |= dict.fromkeys(range(have + 1 + len(numbers), customer_pool(first_id + i) + 1), created)
+    add_customers(db, seed, numbers)
+    return drafts
+
+
+def find_authors(db: Connection, seed: int, drafts: Sequence[Draft]) -> dict[int, tuple[int, str, str]]:
+    """Return last number, name and address of those who write tickets; numbers that an imported desk has not are made up."""
+    user_ids = {draft.user_id for draft in drafts}
+    found = list_authors(db, user_ids) if len(user_ids) > 1 else filter(None, [find_user(db, *user_ids)])
+    authors = {row["id"]: (row["last_number"], row["name"], row["email"]) for row in found}
+    if missing := {draft.user_id: draft.created for draft in reversed(drafts) if draft.user_id not in authors}:
+        add_customers(db, seed, dict(sorted(missing.items())))
+        authors |= {user_id: (last, name, email) for user_id, name, email, last in list_authors(db, missing)}
+    return authors
+
+
+def add_tickets(
+    db: Connection,
+    first_id: int,
+    drafts: Sequence[Draft],
+    now: int,
+    seed: int = 0,
+    ids: Sequence[int] | None = None,
+    changes: Sequence[int] | None = None,
+) -> None:
+    """Insert one batch of tickets, with its counters, and with its events unless the numbers of these are given."""
+    ids = ids or range(first_id, first_id + len(drafts))
+    per_user, authors = Counter(draft.user_id for draft in drafts), find_authors(db, seed, drafts)
+    if changes is None:
+        first = log_changes(db, [Change(CREATED, ids[i], draft.created) for i, draft in enumerate(drafts)], now)
+        changes = range(first, first + len(drafts))
+    already_closed = get_counter(db, "closed_number") if any(draft.closed is not None for draft in drafts) else 0
+    ended = 0
     arrivals: Counter[str] = Counter()
     closings: Counter[tuple[str, int]] = Counter()
     rows: list[tuple[Any, ...]] = []
-    for ticket_id, ((user_id, subject, content), (created, closed)) in enumerate(zip(composed, moments, strict=True), first_id):
+    for i, (user_id, subject, content, created, closed, number) in enumerate(drafts):
         written, name, email = authors[user_id]
         authors[user_id] = (written + 1, name, email)
         created_at = format_time(created)
         arrivals[created_at[:13]] += 1
         end: tuple[Any, ...] = (OPEN, created_at, created_at, None, None)
         if closed is not None:
-            closed_number, closed_at = closed_number + 1, format_time(closed)
+            ended, closed_at = ended + 1, format_time(closed)
             closings[closed_at[:13], cut_wait(closed // MICROSECONDS - created // MICROSECONDS)] += 1
-            end = (CLOSED, created_at, closed_at, closed_at, closed_number)
-        rows.append((ticket_id, user_id, written + 1, name, email, subject, content, *end))
+            end = (CLOSED, created_at, closed_at, closed_at, number or already_closed + ended)
+        rows.append((ids[i], user_id, written + 1, name, email, subject, content, *end, changes[i]))
     insert_tickets(db, rows)
     add_user_tickets(db, [(more, user_id) for user_id, more in per_user.items()])
     add_arrivals(db, arrivals.items())
-    add_closings(db, [(*place, more) for place, more in closings.items()])
-    add_ticket_count(db, CLOSED, closed_number - already_closed)
-    add_ticket_count(db, OPEN, len(rows) - (closed_number - already_closed))
+    count_in_blocks(db, OPEN_LIST, [row[0] for row in rows if row[7] == OPEN], 1)
+    move_counts(db, len(rows) - ended, ended)
+    if ended:
+        add_closings(db, [(*place, more) for place, more in closings.items()])
+        add_to_counter(db, "closed_number", ended)
+
+
+def move_counts(db: Connection, opened: int, closed: int) -> None:
+    """Change how many tickets are open and closed."""
+    for status, more in ((OPEN, opened), (CLOSED, closed)):
+        if more:
+            add_ticket_count(db, status, more)
 
 
 def generate_tickets(db: Connection, count: int, now: int, seed: int, report: Report = silent) -> int:
@@ -2602,37 +3538,44 @@ def generate_tickets(db: Connection, count: int, now: int, seed: int, report: Re
         with transaction(db):
             last_id, last_created = newest_ticket(db)
             moments = [(moment, None) for moment in growing([now] * size, last_created)]
-            add_tickets(db, seed, last_id + 1, moments)
+            add_tickets(db, last_id + 1, compose_drafts(db, seed, last_id + 1, moments), now, seed)
         done += size
         report(done)
     return done
 
 
-def close_oldest(db: Connection, moments: Sequence[int]) -> list[int]:
+def close_oldest(db: Connection, moments: Sequence[int], now: int) -> list[int]:
     """Close the oldest open tickets, one for each moment, first in, first out; return their ids."""
-    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments)
+    return close_in_order(db, list_oldest_open_tickets(db, len(moments)), moments, now)
 
 
-def close_in_order(db: Connection, tickets: Iterable[Any], moments: Iterable[int]) -> list[int]:
-    """Close open tickets, given as (id, created_at), each at a moment moved to after the one before; return their ids."""
-    closings: list[tuple[str, int, int]] = []
-    waits: Counter[tuple[str, int]] = Counter()
+def close_in_order(db: Connection, tickets: Iterable[Any], moments: Iterable[int], now: int) -> list[int]:
+    """Close open tickets, given as rows, each at a moment moved to after the one before; return their ids."""
+    closings: list[Change] = []
+    seconds: list[int] = []
     last = last_closing(db)
-    for number, ((ticket_id, created_at), moment) in enumerate(
-        zip(tickets, moments, strict=False), count_tickets(db, CLOSED) + 1
-    ):
+    for ticket, moment in zip(tickets, moments, strict=False):
         last = max(moment, last + 1)
-        closed_at = format_time(last)
-        if closed_at <= created_at:  # made in one go, a million tickets reach a second into the future
-            last = parse_time(created_at) + 1
-            closed_at = format_time(last)
-        closings.append((closed_at, number, ticket_id))
-        waits[closed_at[:13], cut_wait(last // MICROSECONDS - parse_second(created_at))] += 1
-    close_tickets(db, closings)
+        if format_time(last) <= ticket["updated_at"]:  # made in one go, a million tickets reach a second into the future
+            last = parse_time(ticket["updated_at"]) + 1
+        closings.append(Change(CLOSING, ticket["id"], last))
+        seconds.append(parse_second(ticket["created_at"]))
+    if closings:
+        first = log_changes(db, closings, now)
+        mark_closed(db, closings, seconds, range(first, first + len(closings)))
+    return [closing.ticket_id for closing in closings]
+
+
+def mark_closed(db: Connection, closings: Sequence[Change], created: Sequence[int], changes: Sequence[int]) -> None:
+    """Write down closings of tickets that were created at some seconds, whose changes have their numbers, with the counters."""
+    ends = [format_time(closing.at) for closing in closings]
+    number, ids = get_counter(db, "closed_number") + 1, [closing.ticket_id for closing in closings]
+    close_tickets(db, ((end, number + i, changes[i], ids[i]) for i, end in enumerate(ends)))
+    waits = Counter((end[:13], cut_wait(closings[i].at // MICROSECONDS - created[i])) for i, end in enumerate(ends))
     add_closings(db, [(*place, more) for place, more in waits.items()])
-    add_ticket_count(db, OPEN, -len(closings))
-    add_ticket_count(db, CLOSED, len(closings))
-    return [ticket_id for _, _, ticket_id in closings]
+    count_in_blocks(db, OPEN_LIST, ids, -1)
+    move_counts(db, -len(ids), len(ids))
+    add_to_counter(db, "closed_number", len(ids))
 
 
 def process_tickets(db: Connection, count: int, now: int, report: Report = silent) -> list[int]:
@@ -2640,7 +3583,7 @@ def process_tickets(db: Connection, count: int, now: int, report: Report = silen
     closed: list[int] = []
     for size in batches(count):
         with transaction(db):
-            ids = close_oldest(db, [now] * size)
+            ids = close_oldest(db, [now] * size, now)
         closed += ids
         report(len(closed))
         if len(ids) < size:
@@ -2662,29 +3605,31 @@ def generate_history(db: Connection, count: int, since: int, now: int, seed: int
             "take a shorter --since, or another --db"
         )
     history = plan_history(start, now, seed)
-    closed = close_backlog(db, history, start)
+    closed = close_backlog(db, history, start, now)
     done = 0
     for size in batches(count):
         with transaction(db):
-            newest, closings = add_history_batch(db, history, seed, (done, size, count), newest)
+            newest, closings = add_history_batch(db, history, seed, (done, size, count), newest, now)
         done += size
         closed += closings
         report(done)
     return count, closed
 
 
-def close_backlog(db: Connection, history: History, start: int) -> int:
+def close_backlog(db: Connection, history: History, start: int, now: int) -> int:
     """Close the tickets that were open before the period, evenly over its first working day; return how many."""
     waiting = count_tickets(db, OPEN)
     dues = (history.delay * (i + 1) // (waiting + 1) for i in range(waiting))
     moments = (max(start, history.work.moment(due)) for due in dues)
     for size in batches(waiting):
         with transaction(db):
-            close_oldest(db, list(islice(moments, size)))
+            close_oldest(db, list(islice(moments, size)), now)
     return waiting
 
 
-def add_history_batch(db: Connection, history: History, seed: int, batch: tuple[int, int, int], newest: int) -> tuple[int, int]:
+def add_history_batch(
+    db: Connection, history: History, seed: int, batch: tuple[int, int, int], newest: int, now: int
+) -> tuple[int, int]:
     """Insert one batch (done, size, count) of a history; return the newest ticket's time and how many are closed."""
     done, size, count = batch
     last_id, last_created = newest_ticket(db)
@@ -2694,12 +3639,374 @@ def add_history_batch(db: Connection, history: History, seed: int, batch: tuple[
     due = [moment for moment in map(history.closing, arrivals) if moment is not None]
     closings = list(growing(due, last_closing(db)))
     moments: list[tuple[int, int | None]] = list(zip(arrivals, [*closings, *[None] * (size - len(closings))], strict=True))
-    add_tickets(db, seed, last_id + 1, moments)
+    add_tickets(db, last_id + 1, compose_drafts(db, seed, last_id + 1, moments), now, seed)
     return arrivals[-1], len(closings)
 
 
+# What people change, one ticket at a time -----------------------------------------------------------
+
+
+Author = int | tuple[str, str]  # a customer by id, or name and address of one, who is created when unknown
+
+
+def create_tickets(db: Connection, tickets: Sequence[tuple[Author, str, str, int]]) -> range:
+    """Add open tickets, given as (author, subject, content, now); return their ids."""
+    with transaction(db):
+        last_id, last = newest_ticket(db)
+        drafts = []
+        for author, subject, content, now in tickets:
+            last = max(now, last + 1)
+            user_id = author if isinstance(author, int) else ensure_customer(db, *author, now)
+            drafts.append(Draft(user_id, subject, content, last))
+        add_tickets(db, last_id + 1, drafts, tickets[0][3])
+        return range(last_id + 1, last_id + 1 + len(drafts))
+
+
+def get_ticket(db: Connection, ticket_id: int) -> Row:
+    """Return what a change of a ticket has to know; raises NotFound."""
+    ticket = find_ticket_row(db, ticket_id)
+    if ticket is None:
+        raise NotFound(f"There is no ticket with the id {ticket_id}.")
+    return ticket
+
+
+def uncount_closing(db: Connection, ticket: Row) -> None:
+    """Take the closing of a ticket, if it is closed, out of the hour under which it is counted."""
+    if closed_at := ticket["closed_at"]:
+        take_closing(db, closed_at[:13], cut_wait(parse_second(closed_at) - parse_second(ticket["created_at"])))
+
+
+def update_ticket(db: Connection, ticket_id: int, changes: Mapping[str, Any], now: int) -> None:
+    """Change any of subject, content and status of a ticket; what is so already is no change. Raises NotFound."""
+    with transaction(db):
+        ticket = get_ticket(db, ticket_id)
+        subject, content, status = (changes.get(name, ticket[name]) for name in ("subject", "content", "status"))
+        if (subject, content, status) == (ticket["subject"], ticket["content"], ticket["status"]):
+            return
+        if status == CLOSED != ticket["status"]:
+            edit_ticket(db, ticket_id, subject, content, ticket["updated_at"], ticket["change"])
+            close_in_order(db, [ticket], [now], now)
+            return
+        moment, reopened = max(now, parse_time(ticket["updated_at"]) + 1), status != ticket["status"]
+        if reopened:
+            count_in_blocks(db, CLOSED_LIST, [ticket["closed_number"]], -1)
+            count_in_blocks(db, OPEN_LIST, [ticket_id], 1)
+            uncount_closing(db, ticket)
+            move_counts(db, 1, -1)
+            reopen_ticket(db, ticket_id)
+        change = log_changes(db, [Change(REOPENED if reopened else UPDATED, ticket_id, moment)], now)
+        edit_ticket(db, ticket_id, subject, content, format_time(moment), change)
+
+
+def delete_ticket(db: Connection, ticket_id: int, now: int) -> None:
+    """Take a ticket out of all lists and counters; its row stays for the export. Raises NotFound."""
+    with transaction(db):
+        ticket = get_ticket(db, ticket_id)
+        moment, is_open = max(now, parse_time(ticket["updated_at"]) + 1), ticket["status"] == OPEN
+        key = ticket_id if is_open else ticket["closed_number"]
+        for listing, number in (
+            (OPEN_LIST if is_open else CLOSED_LIST, key),
+            (ALL_LIST, ticket_id),
+            (ticket["user_id"], ticket["user_number"]),
+        ):
+            count_in_blocks(db, listing, [number], -1)
+        take_arrival(db, ticket["created_at"][:13])
+        uncount_closing(db, ticket)
+        move_counts(db, -is_open, -(not is_open))
+        count_down_user(db, ticket["user_id"])
+        change = log_changes(db, [Change(DELETED, ticket_id, moment)], now)
+        delete_ticket_row(db, ticket_id, format_time(moment), change)
+
+
+def add_comment(db: Connection, ticket_id: int, user_id: int, content: str, now: int) -> int:
+    """Add a comment that the owner of a token wrote to a ticket; return its id. Raises NotFound."""
+    with transaction(db):
+        get_ticket(db, ticket_id)
+        last_id, last_number = find_last_comment(db, ticket_id)
+        comment = {"id": last_id + 1, "ticket_id": ticket_id, "number": last_number + 1, "user_id": user_id, "content": content}
+        insert_comment(db, comment | {"created_at": format_time(now)})
+        log_changes(db, [Change(COMMENTED, ticket_id, now)], now, last_id + 1)
+        return last_id + 1
+
+
 # ======================================================================================================================
-# Room 8. Lists: all that reads a desk as JSON: pages, cursors, resources, figures, series. Uses queries, in snapshots.
+# Room 10. Simulation: the desk's own clock, and what happens as it goes on. Opens transactions.
+# ======================================================================================================================
+
+WRITTEN_EVERY = 5 * MICROSECONDS  # that a running clock is written, at least: each time readers forget what they remember
+LONGEST_ADVANCE = 3653 * DAY * MICROSECONDS
+FIRST_STEP = 100  # happenings in the first transaction of a turn; then as many as take HELD_SECONDS
+HELD_SECONDS = 0.016  # that a transaction holds the right to write, beside its commit: others of a server wait for no longer
+BULK_SECONDS = 0.5  # the same of a command, as of `generate`: a year then takes half as long
+YIELD_SECONDS = 0.001  # between two, for others that wait
+SWITCH_SECONDS, EAGER_SECONDS = (
+    0.005,
+    0.0005,
+)  # how long a thread may keep others from running: by default, and while steps are taken
+MISSED = MINUTE_MICROSECONDS  # what was due longer ago on a desk of the real time, while nobody served it, does not happen
+
+
+class Turn(NamedTuple):
+    """What became of a turn: the moments of the last arrival and closing, how many there were, and whether more is due."""
+
+    arrivals: int = 0
+    closings: int = 0
+    more: bool = False
+
+
+def desk_now(db: Connection, real: int) -> int:
+    """Return the time of the desk: that of its own clock, or the real one."""
+    simulation = find_simulation(db)
+    return simulation.now(real) if simulation else real
+
+
+@lru_cache(maxsize=16)
+def open_course(thread: int, profile: str, seed: int, start: int) -> Course:
+    """Return the course of a simulation, kept for each thread: it remembers where it was."""
+    return Course(read_profile(json.loads(profile)), seed, start)
+
+
+def course_of(simulation: Simulation) -> Course:
+    """Return what happens on a desk, and when."""
+    return open_course(threading.get_ident(), simulation.profile, simulation.seed, simulation.start)
+
+
+def happen(db: Connection, seed: int, course: Course, due: Sequence[tuple[int, bool]]) -> list[Change]:
+    """Add tickets, and close the oldest that may be closed, at the moments at which it happens; return what changed.
+
+    Nothing of what is written depends on how many happenings come in one transaction.
+    """
+    last_id, newest = newest_ticket(db)
+    arrivals = list(growing((moment for moment, arrives in due if arrives), newest))
+    rows = list_oldest_open_tickets(db, len(due) - len(arrivals))
+    waiting = deque((row["id"], parse_time(row["created_at"]), parse_time(row["updated_at"])) for row in rows)
+    changes: list[Change] = []
+    created: list[int] = []  # seconds, of those that are closed
+    came, last = 0, last_closing(db)
+    for moment, arrives in due:
+        if arrives:
+            at, came = arrivals[came], came + 1
+            changes.append(Change(CREATED, last_id + came, at))
+            waiting.append((last_id + came, at, at))
+        elif waiting and course.due(waiting[0][1]) <= moment:
+            ticket_id, created_at, updated_at = waiting.popleft()
+            last = max(moment, last + 1, updated_at + 1)
+            changes.append(Change(CLOSING, ticket_id, last))
+            created.append(created_at // MICROSECONDS)
+    if changes:
+        write_in_order(db, seed, last_id + 1, changes, created)
+    return changes
+
+
+def write_in_order(db: Connection, seed: int, first_id: int, changes: Sequence[Change], created: Sequence[int]) -> None:
+    """Write arrivals and closings that take turns, numbered in their order; each is told at its own moment."""
+    first = find_last_change(db) + 1
+    numbers: dict[str, list[int]] = {CREATED: [], CLOSING: []}
+    last, times = parse_time(find_change_time(db) or format_time(0)), list[tuple[str, int]]()
+    for number, (kind, _, at) in enumerate(changes, first):
+        numbers[kind].append(number)
+        if at >= last + MINUTE_MICROSECONDS:
+            last = at
+            times.append((format_time(at), number - 1))
+    arrivals, closings = ([change for change in changes if change.kind == kind] for kind in (CREATED, CLOSING))
+    if arrivals:
+        drafts = compose_drafts(db, seed, first_id, [(change.at, None) for change in arrivals])
+        add_tickets(db, first_id, drafts, 0, seed, changes=numbers[CREATED])
+    if closings:
+        mark_closed(db, closings, created, numbers[CLOSING])
+    log_events(db, changes, first)
+    insert_change_times(db, times)
+
+
+def take_step(db: Connection, real: int, most: int) -> Turn:
+    """Let happen what is due on a desk, about so much of it, in a transaction; write down its clock."""
+    simulation = find_simulation(db)
+    if simulation is None:
+        return Turn()
+    now, course, worked = simulation.now(real), course_of(simulation), simulation.worked
+    if simulation.status is None:
+        worked = max(worked, now - MISSED)
+    until = now if simulation.target is None else simulation.target
+    coming = course.happenings(worked, until)
+    due = list(islice(coming, most))
+    if more := len(due) == most:
+        due += takewhile(lambda happening: happening[0] == due[most - 1][0], coming)
+    changes, worked = happen(db, simulation.seed, course, due), due[-1][0] if more else until
+    arrivals = sum(change.kind == CREATED for change in changes)
+    ended: dict[str, Any] = {"begun": None, "target": None} if simulation.target is not None and not more else {}
+    base = max(now, worked) if simulation.target is not None else now
+    save_simulation(db, simulation._replace(worked=worked, base=base, written=real, **ended))
+    return Turn(arrivals, len(changes) - arrivals, more)
+
+
+def is_due(db: Connection, real: int, idle: bool) -> bool:
+    """Tell whether a desk has a step to take."""
+    simulation = find_simulation(db)
+    if simulation is None or simulation.target is not None or idle:
+        return simulation is not None and simulation.target is not None
+    if simulation.status == RUNNING and real - simulation.written >= WRITTEN_EVERY:
+        return True
+    now = simulation.now(real)
+    worked = simulation.worked if simulation.status else max(simulation.worked, now - MISSED)
+    return next(course_of(simulation).happenings(worked, now), None) is not None
+
+
+def work_off(db: Connection, clock: Clock, seconds: float, idle: bool = False, hold: float = HELD_SECONDS) -> Turn:
+    """Take steps of about `hold` seconds for so many, or until nothing is due; who is idle only ends an advance."""
+    end, most, total = clock.monotonic() + seconds, FIRST_STEP, Turn()
+    sys.setswitchinterval(EAGER_SECONDS)  # or who answers requests beside waits for 5 ms at each statement
+    try:
+        while is_due(db, clock.wall(), idle):
+            begun = clock.monotonic()
+            with transaction(db):
+                turn = take_step(db, clock.wall(), most)
+                held = clock.monotonic() - begun
+            total = Turn(total.arrivals + turn.arrivals, total.closings + turn.closings, turn.more)
+            most = max(FIRST_STEP, min(BATCH, int(most * hold / max(held, 0.0001))))
+            if not turn.more or clock.pause(YIELD_SECONDS) or clock.monotonic() >= end:
+                break
+    finally:
+        sys.setswitchinterval(SWITCH_SECONDS)
+    return total
+
+
+def note_clock(db: Connection, real: int) -> None:
+    """Write down what a running clock shows."""
+    simulation = find_simulation(db)
+    if simulation and simulation.status == RUNNING and simulation.target is None:
+        save_simulation(db, simulation._replace(base=simulation.now(real), written=real))
+
+
+def rest_clock(db: Connection, real: int) -> None:
+    """Let a running clock stand where it is, when its last server stops; another one lets it go on from there."""
+    with transaction(db):
+        simulation = find_simulation(db)
+        if simulation and simulation.status == RUNNING and simulation.target is None:
+            gone = CLOCK_SECONDS * MICROSECONDS  # and no more will be
+            base = simulation.now(real) - gone * simulation.speed // 1000
+            save_simulation(db, simulation._replace(base=base, written=real - gone))
+
+
+def simulated_jobs(simulation: Simulation, now: int) -> dict[str, dict[str, Any]]:
+    """Return what differs in the schedule of a desk with its own rhythm: no job runs every so often."""
+    course = course_of(simulation)
+    coming = {"generate": course.next_arrival(now), "process": course.next_closing(now)}
+    return {name: {"every": None, "next_at": format_time(at) if at else None} for name, at in coming.items()}
+
+
+def clock_resource(simulation: Simulation | None, real: int) -> dict[str, Any]:
+    """Return what the API says of the desk's clock; one without shows the real time, and has no speed."""
+    now, speed, status, target, progress = real, 0, RUNNING, None, None
+    if simulation and simulation.status:
+        now, speed, status, target = simulation.now(real), simulation.speed, simulation.status, simulation.target
+        if target is not None:
+            begun = simulation.begun or 0
+            status, progress = "advancing", round(max(0, simulation.worked - begun) / max(1, target - begun), 4)
+    return {
+        "now": format_time(now),
+        "real_now": format_time(real),
+        "status": status,
+        "speed": (speed // 1000 if speed % 1000 == 0 else speed / 1000) or None,
+        "target": None if target is None else format_time(target),
+        "progress": progress,
+    }
+
+
+class ClockWish(NamedTuple):
+    """What a clock is to do: a status, a speed in thousandths, so many microseconds to advance by, a moment to advance to."""
+
+    status: str | None = None
+    speed: int | None = None
+    advance: int | None = None
+    now: int | None = None
+
+
+def read_wish(fields: Mapping[str, Any]) -> ClockWish:
+    """Read what a clock is to do. Raises InvalidFields."""
+    errors: dict[str, list[str]] = {}
+    given = {name: fields[name] for name in CLOCK_FIELDS if fields.get(name) is not None}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        read, wanted = CLOCK_FIELDS[name]
+        try:
+            found[name] = read(str(value) if type(value) in (int, float) else value)
+        except (ValueError, TypeError, KeyError):
+            errors[name] = [f"The {name} field must be {wanted}."]
+    if not given:
+        errors["status"] = [f"The status field is required when none of {', '.join([*CLOCK_FIELDS][1:])} are present."]
+    if "advance" in given and "now" in given:
+        errors["now"] = ["The now field is prohibited when advance is present."]
+    if errors:
+        raise InvalidFields(errors)
+    return ClockWish(**found)
+
+
+CLOCK_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {  # what reads a field, and what it takes
+    "status": ({RUNNING: RUNNING, FROZEN: FROZEN}.__getitem__, "running or frozen"),
+    "speed": (read_speed, f"a number such as 60 or 60x, from 0.001 to {MAX_SPEED}"),
+    "advance": (lambda text: read_duration(text) * MICROSECONDS, "a duration such as 90s, 5m, 12h or 30d"),
+    "now": (parse_moment, "a UTC time such as 2025-12-04T11:30:16Z"),
+}
+
+
+def set_clock(db: Connection, wish: ClockWish, real: int) -> Simulation:
+    """Set a desk's clock; what is due until then is for `work_off`. Raises Conflict and InvalidFields."""
+    with transaction(db):
+        simulation = find_simulation(db)
+        if simulation is None or simulation.status is None:
+            raise Conflict("This desk has no clock of its own; start its server with --clock, such as --clock now.")
+        if simulation.target is not None:
+            raise Conflict(f"The clock is advancing to {format_time(simulation.target)}; wait until it is there.")
+        now, field = simulation.now(real), "advance" if wish.now is None else "now"
+        target = now + (wish.advance or 0) if wish.now is None else wish.now
+        if target < now:
+            raise InvalidFields({"now": [f"The now field must not be before the time of the desk, {format_time(now)}."]})
+        if target > now and (target - now > LONGEST_ADVANCE or target >= END_OF_TIME):
+            raise InvalidFields(
+                {field: [f"The {field} field must not be more than ten years ahead, nor beyond the year 9998."]}
+            )
+        changed = simulation._replace(base=now, written=real, speed=wish.speed or simulation.speed)
+        changed = changed._replace(status=wish.status or simulation.status)
+        if target > now:
+            changed = changed._replace(begun=now, target=target)
+        save_simulation(db, changed)
+        return changed
+
+
+def begin_simulation(
+    db: Connection, profile: Profile | None, clock: tuple[int | None, int] | None, seed: int | None, drawn: int, real: int
+) -> list[str]:
+    """Give a desk the rhythm and the clock that its server is to have; return what is passed over, as the desk has it already.
+
+    The clock is a moment, None for now, and a speed. Raises TicketApiError for one that would begin before the newest ticket.
+    """
+    passed: list[str] = []
+    with transaction(db):
+        simulation = find_simulation(db)
+        if simulation is None:
+            text = (profile or find_profile("steady")).text()
+            simulation = Simulation(drawn if seed is None else seed, text, real, real, None, 1000, real, real)
+        elif seed not in (None, simulation.seed):
+            passed.append(f"the desk has the seed {simulation.seed}; --seed is passed over")
+        if profile and profile.text() != simulation.profile:
+            simulation = simulation._replace(profile=profile.text(), start=simulation.worked)
+        if clock and simulation.status:
+            passed.append(f"the desk has a clock, which shows {format_time(simulation.now(real))}; --clock is passed over")
+        elif clock:
+            newest = max(newest_ticket(db)[1], last_closing(db))
+            start = max(real, newest) if clock[0] is None else clock[0]
+            if newest > start:
+                begins = f"--clock begins at {format_time(start)}, before the newest ticket ({format_time(newest)})"
+                raise TicketApiError(f"{begins}; take a later one, now, or another --db")
+            simulation = simulation._replace(
+                status=RUNNING, speed=clock[1], start=start, worked=start, base=start, written=real
+            )
+        save_simulation(db, simulation)
+    return passed
+
+
+# ======================================================================================================================
+# Room 11. Lists: all that reads a desk as JSON: pages, cursors, resources, figures, series. Uses queries, in snapshots.
 # ======================================================================================================================
 
 PER_PAGE, MAX_PER_PAGE = 50, 200
@@ -2709,15 +4016,50 @@ MAX_CACHED_BYTES = 1024 * 1024  # of answers, for each thread: some 36 pages; 4 
 
 
 class Answer(NamedTuple):
-    """The bytes of an answer and their strong ETag (RFC 9110, section 8.8.3)."""
+    """The bytes of an answer, their strong ETag (RFC 9110, section 8.8.3), and headers with them, as Bottle keeps them."""
 
     body: bytes
     etag: str
+    headers: Mapping[str, list[str]] = {}
+
+
+class ListBody(bytes):
+    """The bytes of a list; `headers` are its links (RFC 8288), by which clients page without reading it, and its total."""
+
+    headers: dict[str, list[str]]
 
 
 def make_answer(body: bytes) -> Answer:
     """Return bytes with an ETag that is a hash of them."""
-    return Answer(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"Etag": [tag], "Content-Length": [str(len(body))]}
+    if isinstance(body, ListBody):
+        return Answer(bytes(body), tag, headers | body.headers)  # WSGI takes no subclass
+    return Answer(body, tag, headers)
+
+
+def list_body(data: bytes, envelope: str, link: str, total: int | None = None) -> ListBody:
+    """Return a list in its envelope, which is JSON without its braces."""
+    body = ListBody(b'{"data":[%b],%b}' % (data, envelope.encode()))
+    body.headers = {"Link": [link]} if link else {}
+    if total is not None:
+        body.headers["X-Total-Count"] = [str(total)]
+    return body
+
+
+def cursor_links(links: Mapping[str, str | None]) -> str:
+    """Write links as the header has them."""
+    return ", ".join(f'<{url}>; rel="{rel}"' for rel, url in links.items() if url)
+
+
+def page_links(asked: ListRequest, last: int) -> str:
+    """Write the links of a page as the header has them."""
+    page, start = asked.page, f"<{asked.url}?page="
+    end = f"&per_page={asked.per_page}>; rel=" if asked.keep_per_page else ">; rel="
+    link = f'{start}1{end}"first", {start}{last}{end}"last"'
+    if page > 1:
+        link += f', {start}{page - 1}{end}"prev"'
+    return f'{link}, {start}{page + 1}{end}"next"' if page < last else link
 
 
 class Reader:
@@ -2731,7 +4073,7 @@ class Reader:
         """Open the connection."""
         self.db = connect(path, READER)
         keep(self.db)
-        self.tokens: dict[str, Token] = {}  # by SHA-256
+        self.tokens: dict[bytes, Token] = {}  # by SHA-256
         self.answers: OrderedDict[tuple[str, ...], Answer] = OrderedDict()
         self.facts: dict[object, Any] = {}
         self._bytes = 0
@@ -2800,6 +4142,7 @@ class Cursor(NamedTuple):
 
     key: int
     forward: bool
+    epoch: int = 0  # of the desk, in a list of changes
 
 
 class ListRequest(NamedTuple):
@@ -2834,6 +4177,22 @@ def read_positive(query: Mapping[str, str], name: str, default: int, highest: in
     return max(1, min(number, highest))
 
 
+Parsers = Mapping[str, tuple[Callable[[str], Any], str]]  # what reads a field of a query, and what is said when it cannot
+TIME_WANTED = "The {} field must be a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z."
+
+
+def read_filters(query: Mapping[str, str], parsers: Parsers, errors: dict[str, list[str]]) -> dict[str, Any]:
+    """Read the fields of a query that are given, the others are None; what cannot be read is noted in `errors`."""
+    found: dict[str, Any] = dict.fromkeys(parsers)
+    for name, (read, message) in parsers.items():
+        if query.get(name):
+            try:
+                found[name] = read(query[name])
+            except (ValueError, KeyError):
+                errors[name] = [message.format(name.replace("_", " "))]
+    return found
+
+
 def read_cursor(query: Mapping[str, str], url: str, errors: dict[str, list[str]]) -> Cursor | None:
     """Read the cursor of a query, None where it has none; what is no cursor of this list is noted in `errors`."""
     text = query.get("cursor", "")
@@ -2862,7 +4221,7 @@ def cursor_check(payload: str, url: str) -> str:
 
 def encode_cursor(cursor: Cursor, url: str) -> str:
     """Write a cursor as opaque text that needs no escaping in a URL."""
-    payload = f"{'n' if cursor.forward else 'p'}{cursor.key}"
+    payload = f"{'n' if cursor.forward else 'p'}{cursor.key}" + (f"@{cursor.epoch}" if cursor.epoch else "")
     return base64.urlsafe_b64encode(f"{payload}.{cursor_check(payload, url)}".encode()).decode().rstrip("=")
 
 
@@ -2872,9 +4231,10 @@ def decode_cursor(text: str, url: str) -> Cursor | None:
         payload = base64.b64decode(text + "=" * (-len(text) % 4), b"-_").decode("ascii").partition(".")[0]
     except ValueError:
         return None
-    if not re.fullmatch(r"[np][0-9]{1,18}", payload):
+    found = re.fullmatch(r"([np])([0-9]{1,18})(?:@([0-9]{1,18}))?", payload)
+    if not found:
         return None
-    cursor = Cursor(int(payload[1:]), payload[0] == "n")
+    cursor = Cursor(int(found[2]), found[1] == "n", int(found[3] or 0))
     return cursor if encode_cursor(cursor, url) == text else None
 
 
@@ -2917,13 +4277,14 @@ def page_json(asked: ListRequest, total: int, sliced: Slice) -> str:
     )
 
 
-def cursor_envelope(
-    url: str, per_page: int, link: tuple[str, str], previous: str | None, following: str | None
-) -> dict[str, Any]:
-    """Return `links` and `meta` as Laravel's cursorPaginate; `link` is what stands before and after a cursor in a URL."""
+def cursor_list(
+    data: bytes, url: str, per_page: int, link: tuple[str, str], previous: str | None, following: str | None
+) -> ListBody:
+    """Write a list as Laravel's cursorPaginate; `link` is what stands before and after a cursor in a URL."""
     prev_url, next_url = (text and f"{link[0]}{text}{link[1]}" for text in (previous, following))
     links = {"first": None, "last": None, "prev": prev_url, "next": next_url}
-    return {"links": links, "meta": {"path": url, "per_page": per_page, "next_cursor": following, "prev_cursor": previous}}
+    meta = {"path": url, "per_page": per_page, "next_cursor": following, "prev_cursor": previous}
+    return list_body(data, compact({"links": links, "meta": meta})[1:-1], cursor_links(links))
 
 
 def next_cursor(url: str, sliced: Slice) -> str | None:
@@ -2931,105 +4292,155 @@ def next_cursor(url: str, sliced: Slice) -> str | None:
     return encode_cursor(Cursor(sliced.last, True), url) if sliced.after else None
 
 
-def render_list(asked: ListRequest, total: int, sliced: Slice) -> bytes:
+def render_list(asked: ListRequest, total: int, sliced: Slice) -> ListBody:
     """Write a slice of a list in its envelope, with page numbers or with cursors as it was asked for."""
+    data = sliced.tickets.json or b""
     if asked.by_cursor:
         link = (f"{asked.url}?cursor=", f"&per_page={asked.per_page}" if asked.keep_per_page else "")
         previous = encode_cursor(Cursor(sliced.first, False), asked.url) if sliced.before else None
-        following = next_cursor(asked.url, sliced)
-        envelope = compact(cursor_envelope(asked.url, asked.per_page, link, previous, following))[1:-1]
-    else:
-        envelope = page_json(asked, total, sliced)
-    return b'{"data":[%b],%b}' % (sliced.tickets.json or b"", envelope.encode())
+        return cursor_list(data, asked.url, asked.per_page, link, previous, next_cursor(asked.url, sliced))
+    links = page_links(asked, max(1, -(-total // asked.per_page)))
+    return list_body(data, page_json(asked, total, sliced), links, total)
 
 
 NOTHING = Slice(Tickets(None, 0, 0, 0), 0, 0, False, False)
 
 
-def numbered_slice(read: Callable[[int, int], Tickets], total: int, asked: ListRequest) -> Slice:
-    """Return a slice of a list whose tickets are numbered from 1 to `total` without gaps, the highest first."""
-    size, cursor = asked.per_page, asked.cursor
-    if cursor and not cursor.forward:
-        lowest, highest = cursor.key + 1, min(cursor.key + size, total)
-    else:
-        highest = min(cursor.key - 1, total) if cursor else total - (0 if asked.by_cursor else (asked.page - 1) * size)
-        lowest = max(1, highest - size + 1)
-    if highest < lowest:
-        return NOTHING
-    return Slice(read(lowest, highest), highest, lowest, highest < total, lowest > 1)
+class Listing(NamedTuple):
+    """How a list is read: tickets of a range of keys, and keys that are some places away from others."""
+
+    number: int  # in list_blocks
+    read: Callable[[int, int, int], tuple[Tickets, Bounds]]  # (lowest, highest, limit)
+    find: Callable[[int, int], int | None]  # (lowest, skip): the key that stands so many places after the first from a key on
+    back: Callable[[int, int], int | None]  # (key, places): the key that stands so many places before one in the list
+    descending: bool = True
 
 
-def open_slice(db: Connection, bounds: Bounds, asked: ListRequest) -> tuple[Slice, Bounds]:
-    """Return a slice of the open tickets, which are in the order of their ids, and the bounds when it was read.
+def open_listing(db: Connection) -> Listing:
+    """Return how the open tickets are read, by their ids."""
+    find, back = partial(find_open_ticket, db), partial(find_open_ticket_before, db)
+    return Listing(OPEN_LIST, partial(list_open_tickets, db), find, back, descending=False)
 
-    While tickets are closed first in, first out, there are no gaps between the open ids, and a page is a range of them. Once
-    some were closed out of order, the start of a page is found by walking the index from the oldest.
+
+def closed_listing(db: Connection) -> Listing:
+    """Return how the closed tickets are read, by the numbers in which they were closed."""
+    find = partial(find_closed_ticket, db)
+    return Listing(CLOSED_LIST, partial(list_closed_tickets, db), find, lambda key, places: find(key + 1, places - 1))
+
+
+def user_listing(db: Connection, user_id: int) -> Listing:
+    """Return how the tickets of a user are read, by their numbers among them."""
+    find = partial(find_user_ticket, db, user_id)
+    return Listing(user_id, partial(list_user_tickets, db, user_id), find, lambda key, places: find(key + 1, places - 1))
+
+
+def get_bounds(listing: Listing) -> Bounds:
+    """Return how many tickets a list has, and its lowest and highest key."""
+    return listing.read(1, 0, 0)[1]
+
+
+def open_bounds(db: Connection) -> Bounds:
+    """Return the bounds of the open tickets."""
+    return get_bounds(open_listing(db))
+
+
+def closed_bounds(db: Connection) -> Bounds:
+    """Return the bounds of the closed tickets."""
+    return get_bounds(closed_listing(db))
+
+
+def find_key(db: Connection, listing: Listing, rank: int) -> int | None:
+    """Return the key of the ticket before which `rank` others of the list have lower keys; the list has gaps.
+
+    The sums of three levels of blocks lead to the 64 numbers that hold it, however long the list is.
     """
+    is_open, parent, earlier = listing.number == OPEN_LIST, None, 0
+    for level, bits in ((3, 18), (2, 12), (1, 6)):
+        width, blocks, parent, tickets = 0 if is_open else 1 << bits, list_level(db, listing.number, level, parent), None, 0
+        for block, missing in blocks:  # 64 at most, but for the highest level
+            if block * width + earlier + tickets > rank:
+                break
+            parent, earlier, tickets = block, earlier + tickets, missing
+        if parent is None:  # nothing is missing before it
+            return rank - earlier + 1
+        if width and rank - earlier - tickets >= (parent + 1) * width:  # nor between it and that block
+            return rank - earlier - tickets + 1
+    start = (parent or 0) * 64
+    return listing.find(start if is_open else start + 1, rank - earlier - (0 if is_open else start))
+
+
+def find_slice(db: Connection, listing: Listing, bounds: Bounds, asked: ListRequest) -> tuple[Slice, Bounds]:
+    """Return a slice of a list, and the bounds when it was read. Where no key is missing, a page is a range of them."""
     (total, first, last), cursor, size = bounds, asked.cursor, asked.per_page
     offset = 0 if asked.by_cursor else (asked.page - 1) * size
-    start, end = first + offset, last
-    if cursor and cursor.forward:
-        start = cursor.key + 1
-    elif cursor:
-        start, end = find_open_ticket_before(db, cursor.key, size) or first, cursor.key - 1
-    elif offset and last - first + 1 != total:
-        start = find_open_ticket(db, offset) or last + 1
-    if not total or start > last:
+    if offset >= total:
         return NOTHING, bounds
-    tickets, then = list_open_tickets(db, start, end, size)
+    lowest, highest = first, last
+    if cursor and cursor.forward != listing.descending:
+        lowest = cursor.key + 1
+    elif cursor:
+        highest = cursor.key - 1
+    if cursor and not cursor.forward:
+        edge = listing.back(cursor.key, size)
+        lowest, highest = (lowest, edge or last) if listing.descending else (edge or first, highest)
+    elif offset:
+        rank = total - 1 - offset if listing.descending else offset
+        key = first + rank if last - first + 1 == total else find_key(db, listing, rank) or 0
+        lowest, highest = (first, key) if listing.descending else (key, last)
+    tickets, then = listing.read(lowest, highest, size)
     if not tickets.size:
         return NOTHING, then
-    return Slice(tickets, tickets.lowest, tickets.highest, tickets.lowest > first, tickets.highest < last), then
+    lower, higher = tickets.lowest > first, tickets.highest < last
+    if listing.descending:
+        return Slice(tickets, tickets.highest, tickets.lowest, higher, lower), then
+    return Slice(tickets, tickets.lowest, tickets.highest, lower, higher), then
 
 
-def open_tickets_page(db: Connection, asked: ListRequest, bounds: Bounds | None = None) -> bytes:
-    """Return a slice of the open tickets, oldest first. Bounds of a moment ago may be given: they are checked."""
-    bounds = bounds or find_open_bounds(db)
-    sliced, then = open_slice(db, bounds, asked)
+def list_page(db: Connection, listing: Listing, bounds: Bounds, asked: ListRequest) -> bytes:
+    """Return a slice of a list. Bounds of a moment ago may be given: they are checked."""
+    sliced, then = find_slice(db, listing, bounds, asked)
     if then != bounds:
         with snapshot(db):
-            bounds = find_open_bounds(db)
-            sliced, _ = open_slice(db, bounds, asked)
+            bounds = get_bounds(listing)
+            sliced, _ = find_slice(db, listing, bounds, asked)
     return render_list(asked, bounds[0], sliced)
 
 
-def count_closed(db: Connection) -> int:
-    """Return how many tickets are closed."""
-    return count_tickets(db, CLOSED)
+def open_tickets_page(db: Connection, asked: ListRequest, bounds: Bounds | None = None) -> bytes:
+    """Return a slice of the open tickets, oldest first."""
+    return list_page(db, open_listing(db), bounds or open_bounds(db), asked)
 
 
-def closed_tickets_page(db: Connection, asked: ListRequest, total: int | None = None) -> bytes:
-    """Return a slice of the closed tickets, most recently closed first. Their total of a moment ago may be given.
-
-    No snapshot is needed: the tickets numbered up to a total stay the same when others are closed meanwhile.
-    """
-    total = count_closed(db) if total is None else total
-    return render_list(asked, total, numbered_slice(partial(list_closed_tickets, db), total, asked))
+def closed_tickets_page(db: Connection, asked: ListRequest, bounds: Bounds | None = None) -> bytes:
+    """Return a slice of the closed tickets, most recently closed first."""
+    return list_page(db, closed_listing(db), bounds or closed_bounds(db), asked)
 
 
 def user_tickets_page(db: Connection, user_id: int, asked: ListRequest) -> bytes:
-    """Return a slice of one user's tickets, newest first, which needs no snapshot either; raises NotFound."""
-    total = find_customer(db, user_id)["tickets_count"]
-    return render_list(asked, total, numbered_slice(partial(list_user_tickets, db, user_id=user_id), total, asked))
+    """Return a slice of one user's tickets, newest first; raises NotFound."""
+    customer, listing = find_customer(db, user_id), user_listing(db, user_id)
+    total = customer["tickets_count"]
+    bounds = (total, min(total, 1), total) if total == customer["last_number"] else get_bounds(listing)
+    return list_page(db, listing, bounds, asked)
 
 
 def customers_page(db: Connection, asked: ListRequest) -> bytes:
     """Return a page of the customers, most tickets first, or, by cursor, a slice of them in the order of their ids.
 
-    They are numbered without gaps, so the last id counts them. What a page costs grows with its depth, a slice costs the same.
+    What a page costs grows with its depth, a slice costs the same.
     """
-    size, (key, forward) = asked.per_page, asked.cursor or Cursor(0, True)
+    size, (key, forward, _) = asked.per_page, asked.cursor or Cursor(0, True)
     with snapshot(db):
-        total = find_last_user_id(db, FIRST_OWNER_ID) or 0
+        total = get_counter(db, "customers")
+        offset = (asked.page - 1) * size
         if asked.by_cursor:
-            lowest, highest = (key + 1, key + size) if forward else (key - size, key - 1)
-            rows = list_customers_by_id(db, max(1, lowest), min(highest, total))
+            rows = list_customers_by_id(db, key + 1, size) if forward else list_customers_before(db, key, size)[::-1]
         else:
-            offset = (asked.page - 1) * size
             rows = list_customers(db, min(size, total - offset), offset) if offset < total else []
-    first, last = (rows[0]["id"], rows[-1]["id"]) if rows else (0, total)
+        first, last = (rows[0]["id"], rows[-1]["id"]) if rows else (0, 0)
+        before, after = bool(list_customers_before(db, first, 1)), bool(rows and list_customers_by_id(db, last + 1, 1))
     customers = to_json(list(map(dict, rows)))[1:-1]
-    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), first, last, first > 1, last < total))
+    return render_list(asked, total, Slice(Tickets(customers, len(rows), 0, 0), first, last, before, after))
 
 
 def ticket_resource(db: Connection, ticket_id: int) -> bytes:
@@ -3050,25 +4461,35 @@ def find_customer(db: Connection, user_id: int) -> Row:
 
 def customer_resource(db: Connection, user_id: int) -> bytes:
     """Return one customer in an envelope; raises NotFound."""
-    return to_json({"data": dict(find_customer(db, user_id))})
+    customer = dict(find_customer(db, user_id))
+    del customer["last_number"]
+    return to_json({"data": customer})
 
 
-def walk_open_tickets(db: Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the open tickets in pages, oldest first, at most `limit` of them; 0 is all. No statement is open between pages."""
-    _, first, last = find_open_bounds(db)
+def walk_list(listing: Listing, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield a list in pages, at most `limit` tickets of it; 0 is all. No statement is open between pages."""
+    _, lowest, highest = get_bounds(listing)
     left = limit or MAX_ID
-    while left and (page := list_open_tickets(db, first, last, min(left, MAX_PER_PAGE))[0]).size:
+    while left and (page := listing.read(lowest, highest, min(left, MAX_PER_PAGE))[0]).size:
         yield parse_tickets(page)
         left -= page.size
-        first = page.highest + 1
+        lowest, highest = (lowest, page.lowest - 1) if listing.descending else (page.highest + 1, highest)
 
 
-def walk_closed_tickets(db: Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the closed tickets in pages, most recently closed first, as `walk_open_tickets` does."""
-    total = count_tickets(db, CLOSED)
-    end = max(0, total - limit) if limit else 0
-    for highest in range(total, end, -MAX_PER_PAGE):
-        yield parse_tickets(list_closed_tickets(db, max(end, highest - MAX_PER_PAGE) + 1, highest))
+def walk_all(db: Connection, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield all tickets in pages, in the order that they came, at most `limit`; 0 is all."""
+    after, last, left = 0, newest_ticket(db)[0], limit or MAX_ID
+    while left and (rows := list_matches(db, after + 1, last, TicketFilter(), min(left, MAX_PER_PAGE))):
+        yield [json.loads(row["json"].decode(errors="replace")) for row in rows]
+        after, left = rows[-1]["id"], left - len(rows)
+
+
+def with_closing(db: Connection, pages: Iterable[Sequence[Mapping[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield pages of tickets with closed_at, as it is now."""
+    for page in pages:
+        rows = list_tickets_by_id(db, [ticket["id"] for ticket in page])
+        found = {row["id"]: json.loads(row["json"].decode(errors="replace")) for row in rows}
+        yield [found[ticket["id"]] for ticket in page]
 
 
 def parse_tickets(page: Tickets) -> list[dict[str, Any]]:
@@ -3096,8 +4517,8 @@ def desk_overview(db: Connection, now: int) -> dict[str, Any]:
     with snapshot(db):
         stats, oldest, closed_at = desk_stats(db), list_oldest_open_tickets(db, 1), find_last_closed_at(db)
         closed = stats["total_tickets"] - stats["total_unprocessed_tickets"]
-        opened_last_hour = count_since(partial(find_created_at, db), newest_ticket(db)[0], hour_ago)
-        closed_last_hour = count_since(partial(find_closed_at, db), closed, hour_ago)
+        opened_last_hour = count_since(db, ALL_LIST, newest_ticket(db)[0], stats["total_tickets"], hour_ago)
+        closed_last_hour = count_closed_since(db, hour_ago)
     opened_at = oldest[0]["created_at"] if oldest else None
     return {
         **stats,
@@ -3112,12 +4533,29 @@ def desk_overview(db: Connection, now: int) -> dict[str, Any]:
     }
 
 
-def count_since(time_of: Callable[[int], str | None], last: int, since: str) -> int:
-    """Count the rows from a time on, among rows that are numbered from 1 to `last` in the order of their times.
+def count_since(db: Connection, number: int, last: int, total: int, since: str) -> int:
+    """Count the tickets of ALL_LIST or CLOSED_LIST from a time on: `total` tickets, with keys up to `last` in the order of it.
 
-    A binary search: some twenty look-ups.
+    A binary search, some twenty look-ups; where keys are missing, the sums of blocks tell how many there are before.
     """
-    return last - bisect_left(range(1, last + 1), since, key=lambda number: time_of(number) or since)
+    time_of, count = (find_created_at, count_arrived) if number == ALL_LIST else (find_closed_at, count_closed)
+    before = bisect_left(range(1, last + 1), since, key=lambda key: time_of(db, key) or since)  # keys
+    if total != last:
+        part = before >> 6 << 6
+        before = (
+            part
+            + count(db, part + 1, before + 1)
+            + sum(
+                sum_blocks(db, number, level, before >> above << 6, before >> bits)
+                for level, bits, above in ((3, 18, 63), (2, 12, 18), (1, 6, 12))
+            )
+        )
+    return total - before
+
+
+def count_closed_since(db: Connection, since: str) -> int:
+    """Count the tickets that were closed from a time on."""
+    return count_since(db, CLOSED_LIST, get_counter(db, "closed_number"), count_tickets(db, CLOSED), since)
 
 
 def seconds_since(time_text: str | None, now: int) -> int | None:
@@ -3142,7 +4580,7 @@ def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
     try:
         since = read_moment(query.get("since") or "24h", now)
     except ValueError:
-        errors["since"] = ["The since field must be a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z."]
+        errors["since"] = [TIME_WANTED.format("since")]
     start = since // MICROSECONDS // step * step
     if since > now:
         errors["since"] = ["The since field must not lie in the future."]
@@ -3173,7 +4611,7 @@ def desk_series(db: Connection, asked: SeriesRequest, now: int) -> dict[str, Any
     with snapshot(db):
         backlog, arrivals, closings = count_tickets(db, OPEN), list_arrivals(db, since), list_closings(db, since)
         hour_ago = format_time(now - HOUR * MICROSECONDS)
-        closed_last_hour = count_since(partial(find_closed_at, db), count_tickets(db, CLOSED), hour_ago)
+        closed_last_hour = count_closed_since(db, hour_ago)
     digits = 13 if asked.step == HOUR else 10  # of a time, that name its bucket
     newest, opened, waits = format_second(last)[:digits], Counter[str](), defaultdict[str, Counter[int]](Counter)
     for hour, tickets in arrivals:
@@ -3192,10 +4630,253 @@ def desk_series(db: Connection, asked: SeriesRequest, now: int) -> dict[str, Any
 
 
 # ======================================================================================================================
-# Room 9. Keys and limits: tokens, and how many requests each may make. Opens transactions.
+# Room 12. Changes: what became of tickets: the search through all of them, the export, the log of events. Uses queries.
 # ======================================================================================================================
 
-TOKEN_PATTERN = re.compile(r"tkt_[0-9A-Za-z]{46}")
+SEARCH_SPAN, SEARCH_SPANS = 10_000, 5  # ids that one statement reads through, and such statements in a request: 50 ms at most
+
+
+class SearchRequest(NamedTuple):
+    """Which of all tickets are asked for, in the order of their ids, or in its reverse."""
+
+    url: str  # without the query
+    fields: dict[str, str]  # of the query, which links carry on and cursors are good for
+    wanted: TicketFilter
+    since: str  # created_at of the first
+    descending: bool
+    per_page: int
+    keep_per_page: bool
+    cursor: Cursor | None
+
+    @property
+    def scope(self) -> str:
+        """What a cursor is good for: the list with these filters."""
+        return f"{self.url}?{urlencode(self.fields)}"
+
+
+def read_ticket_status(value: object) -> int:
+    """Read a status as it is written in requests: Open, Closed, 1 or 2. Raises ValueError."""
+    statuses: dict[object, int] = {"Open": OPEN, "Closed": CLOSED, OPEN: OPEN, CLOSED: CLOSED, "1": OPEN, "2": CLOSED}
+    if isinstance(value, bool | list | dict | float) or value not in statuses:
+        raise ValueError("no status")
+    return statuses[value]
+
+
+def parse_search_request(url: str, query: Mapping[str, str], now: int) -> SearchRequest:
+    """Read filters, `sort`, `per_page` and `cursor`; raises InvalidFields."""
+    since = (partial(read_moment, now=now), TIME_WANTED)
+    parsers: Parsers = {
+        "status": (read_ticket_status, "The selected status is invalid."),
+        "user": (read_id, "The user field must be the id of a customer."),
+        "created_since": since,
+        "updated_since": since,
+        "q": (read_text, "The q field must be a text of 1 to 255 printable characters."),
+        "sort": ({"id": False, "-id": True}.__getitem__, "The selected sort is invalid; give id or -id."),
+    }
+    errors: dict[str, list[str]] = {}
+    found = read_filters(query, parsers, errors)
+    fields = {name: query[name] for name in parsers if query.get(name)}
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
+    times = [format_time(max(0, found[name])) if found[name] else "" for name in ("created_since", "updated_since")]
+    wanted = TicketFilter(found["status"], found["user"], times[1], found["q"] or "")
+    asked = SearchRequest(url, fields, wanted, times[0], bool(found["sort"]), per_page, bool(query.get("per_page")), None)
+    cursor = read_cursor(query, asked.scope, errors)
+    if errors:
+        raise InvalidFields(errors)
+    return asked._replace(cursor=cursor)
+
+
+def search(db: Connection, wanted: TicketFilter, ends: tuple[int, int], back: bool, size: int) -> tuple[list[Row], int | None]:
+    """Return the first tickets wanted between two ids, or the last, and the id after which, or before which, there may be more.
+
+    A desk holds millions of tickets, so a request reads through no more than SEARCH_SPANS spans.
+    """
+    (lowest, highest), rows = ends, list[Row]()
+    for _ in range(SEARCH_SPANS):
+        if back:
+            start = max(lowest, highest - SEARCH_SPAN + 1)
+            rows += list_matches_back(db, start, highest, wanted, size + 1 - len(rows))
+            highest = start - 1
+        else:
+            end = min(highest, lowest + SEARCH_SPAN - 1)
+            rows += list_matches(db, lowest, end, wanted, size + 1 - len(rows))
+            lowest = end + 1
+        if len(rows) > size:
+            return rows[:size], rows[size - 1]["id"]
+        if lowest > highest:
+            return rows, None
+    return rows, highest + 1 if back else lowest - 1
+
+
+def search_page(db: Connection, asked: SearchRequest) -> ListBody:
+    """Return a slice of all tickets that are not deleted."""
+    cursor, last = asked.cursor, newest_ticket(db)[0]
+    lowest = (
+        1 + bisect_left(range(1, last + 1), asked.since, key=lambda key: find_created_at(db, key) or "") if asked.since else 1
+    )
+    ends, back = (lowest, last), asked.descending == (cursor is None or cursor.forward)
+    if cursor:
+        ends = (lowest, min(last, cursor.key - 1)) if back else (max(lowest, cursor.key + 1), last)
+    rows, more = search(db, asked.wanted, ends, back, asked.per_page)
+    near = None if cursor is None else rows[0]["id"] if rows else max(0, cursor.key + (-1 if back else 1))
+    previous, following = near, more
+    if cursor and not cursor.forward:
+        rows, previous, following = rows[::-1], more, near
+    before = None if previous is None else encode_cursor(Cursor(previous, False), asked.scope)
+    after = None if following is None else encode_cursor(Cursor(following, True), asked.scope)
+    fields = asked.fields | ({"per_page": str(asked.per_page)} if asked.keep_per_page else {})
+    link = (f"{asked.url}?{urlencode(fields | {'cursor': ''})}", "")
+    return cursor_list(b",".join(row["json"] for row in rows), asked.url, asked.per_page, link, before, after)
+
+
+class FeedRequest(NamedTuple):
+    """Which changes are asked for: those after a number, None for where the feed begins, or those since a time."""
+
+    url: str
+    per_page: int
+    keep_per_page: bool
+    after: int | None
+    since: int | None  # microseconds
+    epoch: int = 0  # of the cursor
+
+
+def read_start_time(text: str, now: int) -> int:
+    """Read Unix seconds, a UTC time, or a duration before now, as microseconds since 1970. Raises ValueError."""
+    number = whole_number(text)
+    moment = read_moment(text, now) if number is None else number * MICROSECONDS
+    if not 0 <= moment <= now:
+        raise ValueError("out of range")
+    return moment
+
+
+def parse_feed_request(url: str, query: Mapping[str, str], now: int, by_time: bool) -> FeedRequest:
+    """Read `cursor`, `per_page` and, for the export, `start_time`; raises InvalidFields."""
+    errors: dict[str, list[str]] = {}
+    per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
+    cursor, since = read_cursor(query, url, errors), None
+    if by_time and query.get("start_time") and not cursor:
+        try:
+            since = read_start_time(query["start_time"], now)
+        except ValueError:
+            kinds = "Unix seconds, a duration such as 7d, or a UTC time such as 2025-12-04T11:30:16Z, and not in the future"
+            errors["start_time"] = [f"The start time field must be {kinds}."]
+    if errors:
+        raise InvalidFields(errors)
+    after, epoch = (cursor.key, cursor.epoch) if cursor else (None, 0)
+    return FeedRequest(url, per_page, bool(query.get("per_page")), after, since, epoch)
+
+
+find_epoch: Callable[[Connection], int] = partial(get_counter, name="epoch")  # how often a snapshot was restored
+
+
+def feed_page(asked: FeedRequest, data: bytes, count: int, last: int, end: int, epoch: int) -> ListBody:
+    """Write a page of a feed that goes on: `last` is its last change, `end` the desk's. Its cursor never ends. Raises Gone."""
+    if asked.after is not None and asked.epoch != epoch:
+        raise Gone("A snapshot was restored since this cursor was given out; read the export from the start.")
+    cursor, more = encode_cursor(Cursor(last, True, epoch), asked.url), last < end
+    following = f"{asked.url}?cursor={cursor}" + (f"&per_page={asked.per_page}" if asked.keep_per_page else "")
+    links = {"first": None, "last": None, "prev": None, "next": following if more else None}
+    meta = {"path": asked.url, "per_page": asked.per_page, "count": count, "has_more": more, "end_of_stream": not more}
+    return list_body(data, compact({"links": links, "meta": meta | {"after_cursor": cursor}})[1:-1], cursor_links(links))
+
+
+def export_page(db: Connection, asked: FeedRequest) -> ListBody:
+    """Return each ticket that has changed, as it is now, in the order of its latest change; deleted ones too. Raises Gone."""
+    after = asked.after or 0
+    with snapshot(db):
+        epoch = find_epoch(db)
+        if asked.since is not None:
+            after = find_change_before(db, format_time(asked.since))
+        if after > find_last_change(db):
+            raise Gone("The cursor lies after all changes of this desk; read the export anew.")
+        data, count, last, end = list_changed_tickets(db, after, asked.per_page)
+    return feed_page(asked, data or b"", count, last, end, epoch)
+
+
+class Event(NamedTuple):
+    """A change as the log of changes tells it: `data` is the ticket as it is now, in JSON, `comment` what was added to it."""
+
+    id: int
+    type: str
+    at: str
+    data: bytes
+    comment: bytes | None = None
+
+    def json(self) -> bytes:
+        """Return the event as a JSON object."""
+        more = b"" if self.comment is None else b',"comment":%b' % self.comment
+        return b'{"id":%d,"type":"%b","at":"%b","data":%b%b}' % (self.id, self.type.encode(), self.at.encode(), self.data, more)
+
+
+def event_ends(db: Connection) -> tuple[int, int]:
+    """Return the change before the first event that is kept, and the last change; raises nothing for an empty log."""
+    first, last = find_event_ends(db)[0], find_last_change(db)
+    return (max(first - 1, last - EVENTS_KEPT) if first else last), last
+
+
+def row_changes(row: Row) -> Iterator[tuple[int, str, int, int | None]]:
+    """Yield number, type, ticket and time of the changes that a row of the log stands for; None is the ticket's own."""
+    at = parse_time(row["at"])
+    for i, entry in enumerate(json.loads(row["ticket_ids"])):
+        kind, ticket_id, moment = row["type"], entry, at + i
+        if kind == MIXED:
+            kind, ticket_id, moment = (CREATED, entry, 0) if isinstance(entry, int) else (CLOSING, entry[0], at + entry[1])
+        yield row["first_change"] + i, kind, ticket_id, None if kind == CREATED else moment
+
+
+def read_events(db: Connection, after: int, limit: int) -> list[Event]:
+    """Return the first events after a change, in a snapshot; those that are kept no more are left out."""
+    with snapshot(db):
+        after = max(after, event_ends(db)[0])
+        rows = list_event_rows(db, after, limit)
+        numbered = ((change, row["comment_id"]) for row in rows for change in row_changes(row) if change[0] > after)
+        changes = list(islice(numbered, limit))
+        tickets = {row["id"]: row for row in list_tickets_by_id(db, {ticket_id for (_, _, ticket_id, _), _ in changes})}
+        comments = {row["id"]: row["json"] for row in list_comments_by_id(db, [comment_id or 0 for _, comment_id in changes])}
+    return [
+        Event(
+            number,
+            kind,
+            tickets[ticket_id]["created_at"] if at is None else format_time(at),
+            tickets[ticket_id]["json"],
+            comments.get(comment_id),
+        )
+        for (number, kind, ticket_id, at), comment_id in changes
+    ]
+
+
+def events_page(db: Connection, asked: FeedRequest) -> ListBody:
+    """Return the events after a cursor, or from the oldest that is kept on. Raises Gone for a cursor before that."""
+    with snapshot(db):
+        epoch, (oldest, end) = find_epoch(db), event_ends(db)
+        after = oldest if asked.after is None else asked.after
+        if not oldest <= after <= end:
+            raise Gone("The events after this cursor are not kept; read the export, then come back without a cursor.")
+        events = read_events(db, after, asked.per_page + 1)  # one more, to know whether there is
+    page = events[: asked.per_page]
+    data = b",".join(event.json() for event in page)
+    return feed_page(asked, data, len(page), page[-1].id if len(events) > len(page) else end, end, epoch)
+
+
+def comments_page(db: Connection, ticket_id: int, asked: ListRequest) -> bytes:
+    """Return a slice of the comments to a ticket, oldest first. Raises NotFound."""
+    get_ticket(db, ticket_id)
+    read = partial(list_comments, db, ticket_id)
+    listing = Listing(ticket_id, read, lambda key, skip: key + skip, lambda key, places: max(1, key - places), descending=False)
+    return list_page(db, listing, get_bounds(listing), asked)
+
+
+def comment_resource(db: Connection, comment_id: int) -> bytes:
+    """Return one comment in its envelope."""
+    return b'{"data":%b}' % list_comments_by_id(db, [comment_id])[0]["json"]
+
+
+# ======================================================================================================================
+# Room 13. Keys and limits: tokens, and how many requests each may make. Opens transactions.
+# ======================================================================================================================
+
+# A token of Laravel Sanctum: its row's number, which says nothing here, | and the secret.
+TOKEN_PATTERN = re.compile(r"[0-9]{1,20}(?:\||%7[Cc])[0-9A-Za-z]{40,}|tkt_[0-9A-Za-z]{46}")
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 MAX_CACHED_TOKENS = 1000  # for each thread
 STRANGERS_RATE = 30  # requests a minute of one address without a valid token, whatever --rate says
@@ -3212,8 +4893,8 @@ def token_checksum(body: str) -> str:
 
 
 def is_well_formed(text: str) -> bool:
-    """Tell whether a text has the shape of a token, checksum included."""
-    return bool(TOKEN_PATTERN.fullmatch(text)) and token_checksum(text[:-6]) == text[-6:]
+    """Tell whether a text has the shape of a token, with ours the checksum included."""
+    return bool(TOKEN_PATTERN.fullmatch(text)) and ("|" in text or token_checksum(text[:-6]) == text[-6:])
 
 
 def new_token_text() -> str:
@@ -3223,27 +4904,22 @@ def new_token_text() -> str:
 
 
 def hash_token(text: str) -> str:
-    """Return the SHA-256 of a token, which is all that the database knows of it."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the SHA-256 of a well-formed token's secret, which is all that the database knows of it."""
+    return hashlib.sha256(text.rpartition("|")[2].encode()).hexdigest()
 
 
-def ensure_owner(db: Connection, email: str, now: int) -> int:
-    """Return the id of the user with an address, who is created when unknown."""
-    user = find_user_by_email(db, email)
-    if user:
-        return int(user["id"])
-    user_id = (find_last_user_id(db, 2 * FIRST_OWNER_ID) or 0) + 1
-    user_id = max(user_id, FIRST_OWNER_ID)
-    name = "Operator" if email == OPERATOR_EMAIL else email.partition("@")[0]
+def ensure_owner(db: Connection, email: str, now: int, name: str = "") -> int:
+    """Return the id of the owner of tokens with an address, who is created when unknown."""
+    if known := find_owner(db, email):
+        return known
+    user_id = max(FIRST_OWNER_ID, (find_last_user_id(db, 2 * FIRST_OWNER_ID) or 0) + 1)
+    name = name or ("Operator" if email == OPERATOR_EMAIL else email.partition("@")[0])
     insert_users(db, [(user_id, name, email, format_time(now))])
     return user_id
 
 
 def create_token(db: Connection, email: str, name: str, abilities: Sequence[str], expires: int, now: int) -> dict[str, Any]:
-    """Make a token and return its record with the secret under `token`, which nobody will see again.
-
-    `expires` is the life of the token in seconds, 0 for ever.
-    """
+    """Make a token that works for `expires` seconds, 0 for ever; return its record, with the secret that is shown once."""
     text = new_token_text()
     record: dict[str, Any] = {
         "name": name,
@@ -3259,27 +4935,36 @@ def create_token(db: Connection, email: str, name: str, abilities: Sequence[str]
 
 
 def authenticate_token(reader: Reader, text: str, now: int) -> Token | None:
-    """Return the token behind a secret, or None when it is wrong, expired or revoked.
-
-    The checksum refuses random guesses without a query. The index finds a hash, not the secret, so its timing tells nothing
-    of use; the comparison is in constant time all the same. A token that was found is remembered while the desk stays as it
-    is: a revocation changes the desk.
-    """
-    digest = hash_token(text)
-    token = reader.tokens.get(digest)
+    """Return the token behind a secret, or None when it is wrong, expired or revoked."""
+    # The checksum refuses random guesses without a query. The index finds a hash, not the secret, so its timing tells nothing
+    # of use; the comparison is in constant time all the same. A token that was found is remembered while the desk stays as it
+    # is: a revocation changes the desk.
+    key = hashlib.sha256(text.encode()).digest()
+    token = reader.tokens.get(key)
     if token is None:
         if not is_well_formed(text):
             return None
+        digest = hash_token(text)
         row = find_token(reader.db, digest)
         if row is None or not hmac.compare_digest(row["token"], digest):
             return None
         abilities = frozenset(json.loads(row["abilities"]))
         token = Token(row["id"], row["user_id"], abilities, row["last_used_at"], row["expires_at"])
         if len(reader.tokens) < MAX_CACHED_TOKENS:
-            reader.tokens[digest] = token
+            reader.tokens[key] = token
     if token.expires_at is not None and token.expires_at <= format_time(now):
         return None
     return token
+
+
+def token_resource(db: Connection, token_id: int) -> bytes:
+    """Return what a token may do and whose it is, in an envelope. Raises NotFound when it was revoked at this moment."""
+    row = find_token_by_id(db, token_id)
+    if row is None:
+        raise NotFound("This token is revoked.")
+    token = {name: row[name] for name in ("id", "name", "abilities", "expires_at")}
+    user = {"id": row["user_id"], "name": row["user_name"], "email": row["email"]}
+    return to_json({"data": token | {"abilities": json.loads(row["abilities"]), "user": user}})
 
 
 def explain_refusal(db: Connection, text: str) -> str:
@@ -3291,14 +4976,15 @@ def explain_refusal(db: Connection, text: str) -> str:
 
 def note_token_use(reader: Reader, path: Place, token: Token, now: int) -> None:
     """Write last_used_at, at most once a minute; while the desk is locked leave it to a later request."""
-    if token.last_used_at is not None and token.last_used_at > format_time(now - MINUTE_MICROSECONDS):
+    is_noted = token.last_used_at is not None and token.last_used_at > format_time(now - MINUTE_MICROSECONDS)
+    if is_noted or (isinstance(path, Path) and wal_bytes(path) > LONG_WAL):
         return
     with suppress(sqlite3.OperationalError, PostgresError):
         with borrowed(reader.db, path, NOTER) as db, transaction(db):
             touch_token(db, token.id, format_time(now))
-        for digest, known in reader.tokens.items():  # in PostgreSQL this is no change of the desk that tells readers of itself
+        for key, known in reader.tokens.items():  # in PostgreSQL this is no change of the desk that tells readers of itself
             if known.id == token.id:
-                reader.tokens[digest] = known._replace(last_used_at=format_time(now))
+                reader.tokens[key] = known._replace(last_used_at=format_time(now))
 
 
 def revoke_token(db: Connection, token_id: int) -> None:
@@ -3327,10 +5013,7 @@ class Limit(NamedTuple):
 
 @dataclass(eq=False)
 class TokenBucket:
-    """A bucket of permissions for each key: `size` at once, refilled evenly within a minute.
-
-    At most BUCKETS keys are kept; the least recently used is forgotten. https://en.wikipedia.org/wiki/Token_bucket
-    """
+    """A bucket (https://en.wikipedia.org/wiki/Token_bucket) for each key: `size` permissions, refilled within a minute."""
 
     size: int
     policy: str  # its name in headers
@@ -3386,17 +5069,14 @@ class DeskBucket(TokenBucket):
 
 def address_key(address: str) -> str:
     """Return what counts as one source: an IPv4 address, or the /64 network of an IPv6 one (RFC 6177)."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])  # a zone makes no other source
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv6Address):
+    with suppress(ValueError):
+        ip = ipaddress.IPv6Address(address.partition("%")[0])  # a zone makes no other source
         return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
     return address
 
 
 # ======================================================================================================================
-# Room 10. Audit: what is written down of each request, redacted; reads it back and prunes it. Opens transactions.
+# Room 14. Audit: what is written down of each request, redacted; reads it back and prunes it. Opens transactions.
 # ======================================================================================================================
 
 MAX_AUDIT_BYTES = 4096  # of a query or body
@@ -3415,49 +5095,23 @@ SECRET_KEY = re.compile(r"authorization|token|password|secret|key|cookie", re.IG
 REDACTED = "[redacted]"
 TOKEN_LENGTH = 50
 CUT_AUDIT = MAX_AUDIT_BYTES + TOKEN_LENGTH  # characters that are looked at
-TOKEN_START = re.compile(r"tkt_[0-9A-Za-z]*\Z")
+TOKEN_START = re.compile(r"(?:tkt_|[0-9]{1,20}(?:\||%7[Cc]))[0-9A-Za-z]*\Z")
 
 
-def write_redacted(value: Any, pieces: list[str], room: int) -> int:
-    """Append a value as JSON to pieces until `room` (characters) is used up; return what is left, which may be negative.
-
-    The values of secret keys and texts shaped like our tokens are replaced, at any depth; other scalars are written as texts.
-    A body may hold 64 KiB, of which the log keeps 4: to redact all of it took up to 96 ms of the only thread.
-    """
-    opening = "{" if isinstance(value, dict) else "["
+def redact(value: Any) -> Any:
+    """Return a value without secrets: what secret keys hold, and texts shaped like our tokens, at any depth."""
+    # Other scalars become texts. Of a text, a list or an object no more is looked at than the log can hold.
     if isinstance(value, dict):
-        for key, inner in value.items():
-            pieces.append(f"{opening}{write_scalar(key)}:")
-            room, opening = room - len(pieces[-1]), ","
-            room = write_redacted(REDACTED if SECRET_KEY.search(key) else inner, pieces, room)
-            if room < 0:
-                break
-        pieces.append("}" if value else "{}")
-        room -= 2
-    elif isinstance(value, list):
-        for inner in value:
-            pieces.append(opening)
-            room, opening = write_redacted(inner, pieces, room - 1), ","
-            if room < 0:
-                break
-        pieces.append("]" if value else "[]")
-        room -= 2
-    else:
-        pieces.append(write_scalar(value))
-        room -= len(pieces[-1])
-    return room
-
-
-def write_scalar(value: Any) -> str:
-    """Write a scalar as a redacted JSON text, no more of it than the log can hold, and no token in half."""
-    if not isinstance(value, str):
-        return f'"{(str(value) if type(value) is int else compact(value))[:CUT_AUDIT]}"'
-    return str(compact(cut_text(value, MAX_AUDIT_BYTES)))
+        entries = islice(value.items(), MAX_AUDIT_BYTES)
+        return {redact(key): REDACTED if SECRET_KEY.search(key) else redact(inner) for key, inner in entries}
+    if isinstance(value, list):
+        return list(map(redact, islice(value, MAX_AUDIT_BYTES)))
+    return cut_text(value if isinstance(value, str) else compact(value), MAX_AUDIT_BYTES)
 
 
 def redact_text(text: str) -> str:
     """Replace everything in a text that is shaped like one of our tokens."""
-    return TOKEN_PATTERN.sub(REDACTED, text)
+    return TOKEN_PATTERN.sub(REDACTED, text) if "tkt_" in text or "|" in text or "%7" in text else text
 
 
 def cut_text(text: str, limit: int) -> str:
@@ -3472,11 +5126,12 @@ def audit_payload(value: Any) -> str | None:
     if not value:
         return None
     try:
-        pieces: list[str] = []
-        write_redacted(value if isinstance(value, dict) else {"body": value}, pieces, CUT_AUDIT)
+        text = compact(redact(value if isinstance(value, dict) else {"body": value}))
     except RecursionError:
         return '{"unreadable":"nested too deeply"}'
-    text = "".join(pieces).encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which SQLite cannot keep
+    if len(text) <= MAX_AUDIT_BYTES and text.isascii() and text.isprintable():
+        return text
+    text = text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which SQLite cannot keep
     data = escape_json(text).encode()
     if len(data) <= MAX_AUDIT_BYTES:
         return data.decode()
@@ -3493,10 +5148,8 @@ def escape_json(text: str) -> str:
 
 
 def parse_body(raw: bytes, content_type: str) -> Any:
-    """Read a request body for the audit log; one that cannot be read is described, as its secrets cannot be found.
-
-    JSON is recognised by its first character too: curl -d sends it as a form.
-    """
+    """Read a request body for the audit log; one that cannot be read is described, as its secrets cannot be found."""
+    # JSON is recognised by its first character too: curl -d sends it as a form.
     if "form-urlencoded" in content_type and not raw.lstrip().startswith((b"{", b"[")):
         return parse_form(raw.decode(errors="replace"))
     try:
@@ -3518,13 +5171,10 @@ def parse_start(text: str) -> dict[str, Any]:
 
 def closing_brackets(text: str) -> str:
     """Return the brackets that close those that are open at the end of a JSON text without its strings."""
-    closing: list[str] = []
+    closing = ""
     for bracket in re.findall(r"[\[\]{}]", text):
-        if bracket in "[{":
-            closing.append("]" if bracket == "[" else "}")
-        elif closing:
-            closing.pop()
-    return "".join(reversed(closing))
+        closing = {"[": "]", "{": "}"}[bracket] + closing if bracket in "[{" else closing[1:]
+    return closing
 
 
 def parse_form(text: str) -> dict[str, Any]:
@@ -3540,13 +5190,11 @@ def parse_form(text: str) -> dict[str, Any]:
 ROW_FAULTS = (RowFault, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, OverflowError, ValueError)
 
 
+# A commit costs more than a row. A server that answers several requests before it sends the answers therefore sets `grouped`:
+# rows wait until it calls `commit`. Otherwise each row is committed at once. While the file cannot be written (it is locked,
+# the disk is full), answers go on and up to MAX_WAITING_AUDITS rows wait in memory.
 class AuditLog:
-    """The audit log: one connection that all threads share under a lock.
-
-    A commit costs more than a row. A server that answers several requests before it sends the answers therefore sets
-    `grouped`: rows wait until it calls `commit`. Otherwise each row is committed at once. While the file cannot be written (it
-    is locked, the disk is full), answers go on and up to MAX_WAITING_AUDITS rows wait in memory.
-    """
+    """The audit log: one connection that all threads share under a lock."""
 
     def __init__(self, path: Place, grouped: bool = False) -> None:
         """Open the log, which is created when it is not there."""
@@ -3642,11 +5290,8 @@ class AuditLog:
         return len(self._waiting)
 
     def prune(self, before: str, limit: int) -> int:
-        """Delete some of the rows from before a time, the oldest first; return how many. Raises sqlite3.Error.
-
-        Requests wait for it, so it is one short transaction and does not wait for another program.
-        """
-        with self._lock, without_waiting(self._db):
+        """Delete some of the rows from before a time, the oldest first; return how many. Raises sqlite3.Error."""
+        with self._lock, without_waiting(self._db):  # as requests wait for it
             return prune_audits(self._db, before, limit)
 
     def close(self) -> None:
@@ -3667,11 +5312,9 @@ def make_audit_filter(
 
 
 def step_back(db: Connection, wanted: AuditFilter, below: int, size: int) -> tuple[list[Row], int]:
-    """Read the last AUDIT_SPAN ids below one: return the newest rows wanted, and below which id to go on, 0 at the end.
-
-    The log may hold millions of rows, so no statement reads more than a span. As the clock may have been set back, the search
-    ends only after a whole span of rows that are too old.
-    """
+    """Read the last AUDIT_SPAN ids below one: return the newest rows wanted, and below which id to go on, 0 at the end."""
+    # The log may hold millions of rows, so no statement reads more than a span. As the clock may have been set back, the search
+    # ends only after a whole span of rows that are too old.
     highest = find_last_audit_id(db, below)
     if highest is None:
         return [], 0
@@ -3754,31 +5397,24 @@ class AuditRequest(NamedTuple):
 
 def parse_audit_request(desk: Connection, url: str, query: Mapping[str, str], now: int) -> AuditRequest:
     """Read filters, `per_page` and `cursor`; raises InvalidFields, also for an address that no user of the desk has."""
-    parsers: dict[str, tuple[Callable[[str], Any], str]] = {
-        "user": (read_user, "a user's id or e-mail address"),
-        "token": (read_id, "the id of a token"),
-        "status": (read_status, "an HTTP status such as 404, or 4xx"),
-        "path": (read_path_text, "a text of at most 255 characters"),
-        "since": (partial(read_since, now=now), "a duration such as 24h, or a UTC time such as 2025-12-04T11:30:16Z"),
+    parsers: Parsers = {
+        "user": (read_user, "The user field must be a user's id or e-mail address."),
+        "token": (read_id, "The token field must be the id of a token."),
+        "status": (read_status, "The status field must be an HTTP status such as 404, or 4xx."),
+        "path": (read_path_text, "The path field must be a text of at most 255 characters."),
+        "since": (partial(read_since, now=now), TIME_WANTED.replace("7d", "24h")),
     }
     query = {name: text.strip() for name, text in query.items()}  # as Laravel does
     errors: dict[str, list[str]] = {}
-    filters: dict[str, Any] = dict.fromkeys(parsers)
-    for name, (read, wanted) in parsers.items():
-        if query.get(name):
-            try:
-                filters[name] = read(query[name])
-            except ValueError:
-                errors[name] = [f"The {name} field must be {wanted}."]
+    filters = read_filters(query, parsers, errors)
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
     cursor = read_cursor(query, url, errors)
     if errors:
         raise InvalidFields(errors)
     if isinstance(filters["user"], str):
-        user = find_user_by_email(desk, filters["user"])
-        if not user:
+        filters["user"] = find_owner(desk, filters["user"])
+        if not filters["user"]:
             raise InvalidFields({"user": ["The selected user is invalid."]})
-        filters["user"] = user["id"]
     fields = {name: query[name] for name in parsers if query.get(name)}
     fields |= {"per_page": str(per_page)} if query.get("per_page") else {}
     return AuditRequest(url, fields, make_audit_filter(*filters.values()), per_page, cursor)
@@ -3825,8 +5461,8 @@ def audits_page(desk: Connection, audit_log: Place, asked: AuditRequest) -> byte
     following = None if older is None else encode_cursor(Cursor(older, True), url)
     previous = None if newer is None else encode_cursor(Cursor(newer, False), url)
     link = (f"{url}?{urlencode({**asked.fields, 'cursor': ''})}", "")
-    envelope = cursor_envelope(url, asked.per_page, link, previous, following)
-    return to_json({"data": [audit_resource(row) for row in rows], **envelope})
+    data = to_json([audit_resource(row) for row in rows])[1:-1]
+    return cursor_list(data, url, asked.per_page, link, previous, following)
 
 
 def count_old_audits(db: Connection, before: str) -> int:
@@ -3840,16 +5476,1015 @@ def count_old_audits(db: Connection, before: str) -> int:
 
 
 def prune_audits(db: Connection, before: str, limit: int) -> int:
-    """Delete some of the rows from before a time, the lowest ids first; return how many, 0 at the end of the work.
-
-    Younger rows may lie among them, if the clock was wrong: they stay, and the work ends where AUDIT_LOOK of them come first.
-    """
+    """Delete some of the rows from before a time, the lowest ids first; return how many, 0 at the end of the work."""
+    # If the clock was wrong, younger rows may lie among them: they stay, and the work ends where AUDIT_LOOK of them come first.
     with transaction(db):
         return delete_old_audits(db, before, limit, AUDIT_LOOK)
 
 
 # ======================================================================================================================
-# Room 11. Watch: how a server fares: its traffic, its jobs, metrics, readiness. Uses queries.
+# Room 15. Writes: the thread that writes for requests, and what an answer may wait for or go on with. Opens transactions.
+# ======================================================================================================================
+
+WRITE_SECONDS = 4.75  # for a write to get the desk's lock, from its arrival: its client has an answer within 5
+POLL_SECONDS = 0.01  # between two tries to get it; SQLite's own pauses are up to ten times as long
+GROUP = 100  # writes in one transaction
+MAX_UNREAD = 64 * 1024  # bytes that a client may leave of a stream
+QUEUED = SCHEDULED._replace(seconds=5.0, views=True)
+
+
+class Parked(BaseException):  # not an Exception: what catches those lets it pass
+    """Leaves the app for a request that waits: it is asked again when the future given is done, and never if there is none."""
+
+
+class Reset(BaseException):
+    """Leaves the app for a request that is done, but whose client gets no answer: its connection is reset."""
+
+
+@dataclass(eq=False)
+class Stream:
+    """An answer that goes on: what is sent, by any thread, goes out as it comes, until one of both sides ends it.
+
+    A client that leaves more than MAX_UNREAD bytes is cut off; who sends much looks at `unread`.
+    """
+
+    closed: bool = False
+    ends: bool = False  # by itself, soon: a server that stops waits for it
+    wake: Callable[[], object] = lambda: None  # set by the server, with its connection
+    connection: Any = None
+    _waiting: deque[bytes] = field(default_factory=deque)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left, or was cut off."""
+        return bool(self.connection) and not self.connection.connected
+
+    @property
+    def unread(self) -> int:
+        """How many bytes the client has not taken."""
+        return sum(map(len, tuple(self._waiting))) + (self.connection.total_outbufs_len if self.connection else 0)
+
+    def send(self, data: bytes) -> None:
+        """Send more."""
+        if not (self.closed or self.gone):
+            self._waiting.append(data)
+            self.wake()
+
+    def close(self) -> None:
+        """End the answer after what was sent."""
+        self.closed = True
+        self.wake()
+
+    def read(self, size: int = -1) -> bytes:
+        """Take all that waits to be sent; for WSGI it is a file."""
+        return b"".join(self._waiting.popleft() for _ in range(len(self._waiting)))
+
+
+Soon = Callable[[Callable[[], object]], object]
+Operation = Callable[[Connection], Any]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """An operation that is done in one go with those beside it that are of its kind."""
+
+    do: Callable[[Connection, Sequence[Any]], Sequence[Any]]  # returns as many values as it is given
+    given: Any
+
+    def __call__(self, db: Connection) -> Any:
+        """Do it alone."""
+        return self.do(db, [self.given])[0]
+
+
+def do_all(db: Connection, operations: Iterable[Operation]) -> list[Any]:
+    """Do operations in their order; return their values."""
+    values = list[Any]()
+    for do, some in groupby(operations, lambda operation: getattr(operation, "do", None)):
+        alike: list[Any] = list(some)
+        values += do(db, [each.given for each in alike]) if do else [each(db) for each in alike]
+    return values
+
+
+class Write(NamedTuple):
+    """An operation that waits for its turn, until a moment (monotonic seconds), and what becomes of it."""
+
+    operation: Operation
+    until: float
+    future: Future[Any]
+
+
+@dataclass(eq=False)
+class Writer:
+    """Does the writes of requests in a thread of its own: all that wait in one transaction, as the commit costs most."""
+
+    place: Place
+    clock: Clock
+    _waiting: deque[Write] = field(default_factory=deque)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _alone: int = 0  # of those that wait first, how many are to be done each by itself
+    _ready: bool = False
+    _closing: bool = False
+    _thread: threading.Thread | None = None  # these two are made for the first write
+    _db: Connection | None = None
+
+    def run(self, operation: Operation) -> Any:
+        """Do an operation at once, for who has no event loop."""
+        with closing(connect(self.place, QUEUED)) as db, transaction(db):
+            return operation(db)
+
+    def submit(self, operation: Operation, soon: Soon = lambda call: call()) -> Future[Any]:
+        """Do an operation as part of a transaction; the future is done when that is committed or has failed.
+
+        It is done again, by itself, when another one of the same transaction fails. `soon` calls what it is given once all that
+        came together is submitted, as the commit costs most.
+        """
+        write = Write(operation, self.clock.monotonic() + WRITE_SECONDS, Future())
+        with self._changed:
+            if self._closing:
+                write.future.set_exception(DeskBusy("nothing more is written: the server stops"))
+                return write.future
+            self._waiting.append(write)
+            if not self._thread:
+                self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
+                self._thread.start()
+        soon(self._wake)
+        return write.future
+
+    def _wake(self) -> None:
+        """Have the thread look for what waits."""
+        with self._changed:
+            self._ready = True
+            self._changed.notify()
+
+    def close(self, seconds: float) -> None:
+        """Finish what waits, for so long, and take no more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join(max(0.0, seconds))
+
+    def _loop(self) -> None:
+        """Write what comes, until the end."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or self._closing)
+                self._ready = bool(self._waiting)
+            if self._waiting:
+                self._turn()
+            elif self._closing:
+                break
+        if self._db:
+            self._db.close()
+
+    def _turn(self) -> None:
+        """Try to do what waits as one transaction."""
+        waiting, group, values = self._waiting, list[Write](), list[Any]()  # values: once all are done
+        if waiting[0].until <= self.clock.monotonic():
+            busy = f"{self.place} could not be written for {WRITE_SECONDS:g} s: others write to it"
+            waiting.popleft().future.set_exception(DeskBusy(busy))
+            return
+        try:
+            if not self._db:
+                # SQLite has who comes by at the right time take the lock, PostgreSQL who stands in line.
+                self._db = connect(self.place, QUEUED._replace(wait_ms=0 if isinstance(self.place, Path) else 250))
+                keep(self._db)
+            with transaction(self._db):
+                group += (waiting.popleft() for _ in range(1 if self._alone else min(GROUP, len(waiting))))
+                values = do_all(self._db, [write.operation for write in group])
+            tell = [partial(write.future.set_result, value) for write, value in zip(group, values, strict=True)]
+        except BaseException as error:  # whatever it is, nobody may wait in vain
+            if not group and isinstance(error, FAILURES) and isinstance(explain_failure(error, self.place), DeskBusy):
+                time.sleep(POLL_SECONDS)
+                return
+            if not values and len(group) > 1:  # one has failed, so nothing is committed: which it is will show
+                waiting.extendleft(reversed(group))
+                self._alone = len(group)
+                return
+            group = group or [waiting.popleft() for _ in range(len(waiting))]
+            tell = [partial(write.future.set_exception, error) for write in group]
+        self._alone = max(0, self._alone - len(group))
+        for each in tell:
+            each()
+
+
+# What a client asks to be written ------------------------------------------------------------------
+
+MAX_SUBJECT, MAX_CONTENT, MAX_KEY = 255, 10_000, 255  # characters
+KEYS_KEPT = DAY  # seconds that an answer is kept for who asks again with its Idempotency-Key
+FORM = "application/x-www-form-urlencoded"
+
+
+class Posted(NamedTuple):
+    """A write as a request asks for it: `key` is its Idempotency-Key, "" for none, `route` its method and path."""
+
+    fields: dict[str, Any]
+    digest: str  # SHA-256 of the body, "" without a key
+    key: str
+    if_match: str
+    route: str
+    ids: Mapping[str, int]  # in the path
+    token: Token
+    now: int  # the real time
+    at: int = 0  # the time of the desk, once the write has its turn
+
+
+class Written(NamedTuple):
+    """What is answered to a write."""
+
+    status: int
+    body: bytes = b""
+    location: str | None = None
+    replayed: bool = False
+
+
+def unique_fields(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return fields by name; raises BadRequest for one that is given twice, as others may read the other of them."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise BadRequest(f"The request body has the field {cut_text(escape(name), 60)} twice.")
+        fields[name] = value
+    return fields
+
+
+def nest_fields(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the fields of a form as PHP does: `user[name]` is the name in user, `events[]` or `events[0]` one of events."""
+    plain: list[tuple[str, Any]] = []
+    inner: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, text in pairs:
+        found = re.fullmatch(r"([^\[]+)\[([^\]]*)\]", name)
+        (inner[found[1]] if found else plain).append((found[2] if found else name, text))
+    for name, items in inner.items():
+        is_list = all(re.fullmatch("[0-9]*", key) for key, _ in items)
+        plain.append((name, [text for _, text in items] if is_list else unique_fields(items)))
+    return unique_fields(plain)
+
+
+@lru_cache(maxsize=64)
+def media_type(text: str) -> str:
+    """Return the media type of a Content-Type field, without parameters."""
+    return text.partition(";")[0].strip().lower()
+
+
+@lru_cache(maxsize=64)
+def check_type(content_type: str) -> None:
+    """Raise UnknownType for a body that is not read; without a type it is JSON."""
+    if not re.fullmatch(rf"|application/([^ /]+\+)?json|{FORM}", media_type(content_type)):
+        raise UnknownType(f"The body must be application/json or {FORM}.")
+
+
+def read_float(text: str) -> float:
+    """Read a number of JSON, in which 7.0 is as whole as 7 (JSON Schema draft 2020-12, section 4.2.3)."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+read_json = json.JSONDecoder(object_pairs_hook=unique_fields, parse_constant=int, parse_float=read_float).decode
+
+
+def read_fields(raw: bytes, content_type: str) -> dict[str, Any]:
+    """Read a JSON object, or a form. Raises BadRequest."""
+    try:
+        text = raw.decode()
+        if media_type(content_type) != FORM or text.lstrip().startswith("{"):  # curl -d calls everything a form
+            value = read_json(text)
+        else:
+            value = nest_fields(parse_qsl(text, keep_blank_values=True, errors="strict"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BadRequest("The request body must be a JSON object.")
+    return value
+
+
+def read_key(text: str) -> str:
+    """Read an Idempotency-Key, bare or as a quoted string (RFC 8941, section 3.3.3). Raises BadRequest."""
+    quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
+    if not re.fullmatch(rf"[ -~]{{1,{MAX_KEY}}}", key):
+        raise BadRequest(f"The Idempotency-Key header must be 1 to {MAX_KEY} printable characters.")
+    return key
+
+
+def check_text(value: object, name: str, longest: int, errors: dict[str, list[str]]) -> str:
+    """Return a text without the space around it; what is wrong with it is noted in `errors`."""
+    text, label = value.strip() if isinstance(value, str) else "", name.replace("_", " ")
+    if value is None or (isinstance(value, str) and not text):
+        errors[name] = [f"The {label} field is required."]
+    elif not isinstance(value, str):
+        errors[name] = [f"The {label} field must be a string."]
+    elif "\0" in text or (not text.isascii() and re.search("[\ud800-\udfff]", text)):
+        errors[name] = [f"The {label} field must not hold NUL or half of a surrogate pair."]
+    elif len(text) > longest:
+        errors[name] = [f"The {label} field must not be greater than {longest} characters."]
+    return text
+
+
+def check_author(db: Connection, fields: Mapping[str, Any], errors: dict[str, list[str]]) -> Author:
+    """Return the id of a customer, or the name and address of one; what is wrong is noted in `errors`."""
+    user_id, user = fields.get("user_id"), fields.get("user")
+    if user_id is not None:
+        number = whole_number(user_id) if isinstance(user_id, str) else user_id
+        if not isinstance(number, int) or isinstance(number, bool):
+            errors["user_id"] = ["The user id field must be an integer."]
+        elif not 0 < number < FIRST_OWNER_ID or find_user(db, number) is None:
+            errors["user_id"] = ["The selected user id is invalid."]
+        else:
+            return number
+    elif user is None or not isinstance(user, dict):
+        words = "is required when user id is not present" if user is None else "must be an array"
+        errors["user"] = [f"The user field {words}."]
+    else:
+        name = check_text(user.get("name"), "user.name", MAX_SUBJECT, errors)
+        email = check_text(user.get("email"), "user.email", MAX_SUBJECT, errors)
+        try:
+            return name, read_email(email)
+        except ValueError:
+            errors.setdefault("user.email", ["The user.email field must be a valid email address."])
+    return 0
+
+
+def check_new_ticket(db: Connection, posted: Posted) -> tuple[Author, str, str, int]:
+    """Return a ticket to be as `create_tickets` takes it. Raises InvalidFields."""
+    errors: dict[str, list[str]] = {}
+    subject = check_text(posted.fields.get("subject"), "subject", MAX_SUBJECT, errors)
+    content = check_text(posted.fields.get("content"), "content", MAX_CONTENT, errors)
+    author = check_author(db, posted.fields, errors)
+    if errors:
+        raise InvalidFields(errors)
+    return author, subject, content, posted.at
+
+
+def write_new_ticket(db: Connection, posted: Posted, checked: Any) -> Written:
+    """Create a ticket."""
+    ticket_id = create_tickets(db, [checked])[0]
+    return Written(201, ticket_resource(db, ticket_id), f"/api/tickets/{ticket_id}")
+
+
+def write_new_tickets(db: Connection, posted: Sequence[Posted]) -> list[Written]:
+    """Create tickets that came together, which costs half of as many by themselves. Raises InvalidFields."""
+    at = desk_now(db, posted[0].now)
+    ids = create_tickets(db, [check_new_ticket(db, each._replace(at=at)) for each in posted])
+    return [Written(201, ticket_resource(db, ticket_id), f"/api/tickets/{ticket_id}") for ticket_id in ids]
+
+
+def check_ticket(db: Connection, posted: Posted) -> None:
+    """Find a ticket in the state that If-Match names (RFC 9110, section 13.1.1). Raises NotFound and PreconditionFailed."""
+    etag = make_answer(ticket_resource(db, posted.ids["ticket_id"])).etag
+    if posted.if_match.strip() != "*" and etag not in map(str.strip, posted.if_match.split(",")):
+        raise PreconditionFailed("The ticket has changed; get it again, and send its ETag in If-Match.")
+
+
+def check_changes(db: Connection, posted: Posted) -> dict[str, Any]:
+    """Return what is to be changed of a ticket. Raises InvalidFields, too."""
+    check_ticket(db, posted)
+    given = {name: value for name, value in posted.fields.items() if value is not None}
+    errors: dict[str, list[str]] = {}
+    limits = {"subject": MAX_SUBJECT, "content": MAX_CONTENT}
+    changes: dict[str, Any] = {name: check_text(given[name], name, limits[name], errors) for name in limits if name in given}
+    if "status" in given:
+        try:
+            changes["status"] = read_ticket_status(given["status"])
+        except ValueError:
+            errors["status"] = ["The selected status is invalid."]
+    if errors:
+        raise InvalidFields(errors)
+    return changes
+
+
+def write_changes(db: Connection, posted: Posted, checked: Any) -> Written:
+    """Change a ticket."""
+    update_ticket(db, posted.ids["ticket_id"], checked, posted.at)
+    return Written(200, ticket_resource(db, posted.ids["ticket_id"]))
+
+
+def write_deletion(db: Connection, posted: Posted, checked: Any) -> Written:
+    """Delete a ticket."""
+    delete_ticket(db, posted.ids["ticket_id"], posted.at)
+    return Written(204)
+
+
+def check_comment(db: Connection, posted: Posted) -> str:
+    """Return the text of a comment to be. Raises NotFound and InvalidFields."""
+    get_ticket(db, posted.ids["ticket_id"])
+    errors: dict[str, list[str]] = {}
+    content = check_text(posted.fields.get("content"), "content", MAX_CONTENT, errors)
+    if errors:
+        raise InvalidFields(errors)
+    return content
+
+
+def write_comment(db: Connection, posted: Posted, checked: Any) -> Written:
+    """Add a comment to a ticket."""
+    return Written(
+        201, comment_resource(db, add_comment(db, posted.ids["ticket_id"], posted.token.user_id, checked, posted.at))
+    )
+
+
+def find_replay(db: Connection, posted: Posted) -> Written | None:
+    """Return what was answered to the same request, or None. Raises InvalidFields for another one with its key."""
+    kept = find_kept_answer(db, posted.token.id, posted.route, posted.key) if posted.key else None
+    if kept is None or kept["created_at"] <= format_time(posted.now - KEYS_KEPT * MICROSECONDS):
+        return None
+    if kept["body_digest"] != posted.digest:
+        raise InvalidFields({"Idempotency-Key": ["The Idempotency-Key header was sent before with another body."]})
+    return Written(kept["status"], kept["body"].encode(), kept["location"], replayed=True)
+
+
+def write_once(
+    db: Connection, posted: Posted, check: Callable[..., Any], write: Callable[[Connection, Posted, Any], Written]
+) -> Written:
+    """Do a write, and keep its answer in the same transaction, or return the one that was kept."""
+    if kept := find_replay(db, posted):
+        return kept
+    posted = posted._replace(at=desk_now(db, posted.now))
+    done = write(db, posted, check(db, posted))
+    if posted.key:
+        given = {"token_id": posted.token.id, "route": posted.route, "key": posted.key, "body_digest": posted.digest}
+        answer = {"status": done.status, "body": done.body.decode(), "location": done.location}
+        delete_kept_answers(db, format_time(posted.now - KEYS_KEPT * MICROSECONDS), 10)  # more than come, so they get fewer
+        keep_answer(db, given | answer | {"created_at": format_time(posted.now)})
+    return done
+
+
+# Who follows the changes ---------------------------------------------------------------------------
+
+FOLLOW_SECONDS = 0.25  # between two looks for changes while there are streams
+BEAT_SECONDS = 15.0  # between two comments in a stream, at which its token is looked at too
+MAX_STREAMS, MAX_USER_STREAMS = 100, 20
+STREAM_BATCH = 16 * 1024  # bytes that are given to a stream at once, and that it may have unread to be given more
+RESET = b'id:\nevent: reset\ndata: {"message":"A snapshot was restored; read the desk anew."}\n\n'
+
+
+@dataclass(eq=False)
+class Follower:
+    """A stream of events: whose it is, the last event it was given, and when it was last heard to read (monotonic seconds)."""
+
+    stream: Stream
+    token: Token
+    after: int
+    epoch: int
+    beaten: float
+    drained: float
+
+
+@dataclass(eq=False)
+class Broadcast:
+    """Gives events to the streams that follow them, from a thread that looks for changes only while there are any."""
+
+    place: Place
+    clock: Clock
+    _followers: list[Follower] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _closing: bool = False
+    _thread: threading.Thread | None = None  # made for the first stream
+
+    def follow(self, token: Token, after: int, epoch: int = 0) -> Stream | None:
+        """Return a stream of the events after a change, None when there are too many."""
+        stream, tick = Stream(), self.clock.monotonic()
+        stream.send(b"retry: 3000\nid: %d\n\n" % after)  # to go on from, should it be cut before the first event
+        with self._changed:
+            mine = sum(follower.token.user_id == token.user_id for follower in self._followers)
+            if len(self._followers) >= MAX_STREAMS or mine >= MAX_USER_STREAMS or self._closing:
+                return None
+            self._followers.append(Follower(stream, token, after, epoch, tick, tick))
+            self._changed.notify()
+            if not self._thread:
+                self._thread = threading.Thread(target=self._loop, name="streams", daemon=True)
+                self._thread.start()
+        return stream
+
+    def close(self, seconds: float) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join(max(0.0, seconds))
+
+    def _loop(self) -> None:
+        """Look for changes until the end; a database that fails now is asked again."""
+        reader: Reader | None = None
+        behind = False
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._followers or self._closing)
+                if self._closing or self._changed.wait_for(lambda: self._closing, POLL_SECONDS if behind else FOLLOW_SECONDS):
+                    break
+            try:
+                reader = reader or Reader(self.place)
+                with snapshot(reader.db):
+                    behind = self.turn(reader, self.clock.monotonic(), format_time(self.clock.wall()))
+            except (TicketApiError, *FAILURES) as error:
+                behind = False
+                log.debug("streams wait: %s", error)
+        if reader:
+            reader.db.close()
+
+    def turn(self, reader: Reader, tick: float, now: str) -> bool:
+        """Give each stream what it lacks, end those whose client or token is gone; tell whether one that reads lacks more."""
+        reader.refresh()
+        last, epoch = reader.recall(find_last_change), reader.recall(find_epoch)
+        behind, batches = False, dict[int, tuple[bytes, int]]()
+        for follower in list(self._followers):
+            stream = follower.stream
+            if reads := stream.unread <= STREAM_BATCH:
+                follower.drained = tick
+            elif tick - follower.drained > BEAT_SECONDS:
+                stream.close()
+            if tick - follower.beaten >= BEAT_SECONDS:
+                follower.beaten = tick
+                known = find_token_by_id(reader.db, follower.token.id)
+                if known is None or (known["expires_at"] or "9") <= now:
+                    stream.close()
+                stream.send(b": so that you know\n\n")
+            if follower.epoch != epoch:
+                stream.send(RESET)
+                stream.close()
+            if stream.closed or stream.gone:
+                with self._changed:
+                    self._followers.remove(follower)
+            elif follower.after < last and reads:
+                if follower.after not in batches:
+                    batches[follower.after] = event_lines(reader.db, follower.after)
+                data, follower.after = batches[follower.after]
+                stream.send(data) if data else stream.close()
+                behind |= follower.after < last
+        return behind
+
+
+def event_lines(db: Connection, after: int) -> tuple[bytes, int]:
+    """Return the next events in the format of text/event-stream, none when the first is not kept any more, and the last id."""
+    lines, size = list[bytes](), 0
+    for event in read_events(db, after, 100):
+        if event.id > after + 1:
+            break
+        lines.append(b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.type.encode(), event.json()))
+        size, after = size + len(lines[-1]), event.id
+        if size > STREAM_BATCH:
+            break
+    return b"".join(lines), after
+
+
+# ======================================================================================================================
+# Room 16. Webhooks: who is told of changes, what is sent and where nothing may be. Opens transactions; touches sockets.
+# ======================================================================================================================
+
+TEST_EVENT = "webhook.test"
+MAX_WEBHOOKS, MAX_URL = 100, 2000  # of a desk; characters
+KEPT_DELIVERIES = 1000  # of each webhook that are done, and as many that are not
+MAX_UNANSWERED = 10  # tries of a webhook that are under way
+TRY_SECONDS, CONNECT_TRY_SECONDS, CLAIM_SECONDS = 15, 5, 20  # a claim outlives the tries that are begun under it
+LOOK_UP_SECONDS = 2  # for the name of a new webhook: everybody waits
+RETRIES = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, *(hours * HOUR for hours in (2, 5, 10, 14, 20, 24)))  # seconds
+FAILING_DAYS = 5  # without a success, until a webhook is turned off
+EVENTS_LOOK, EVENTS_LOOKS = 500, 20  # events that are read at once, and how often in one transaction
+MAX_ANSWER_BYTES = 65_536  # of an answer's header
+NAT64, GLOBAL_UNICAST = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2000::/3")
+
+Resolver = Callable[[str, int, float], Sequence[str]]  # takes host, port and seconds
+Bits = Callable[[int], int]  # gives so many random bits
+
+
+# Where to -----------------------------------------------------------------------------------------
+
+
+def read_url(text: str) -> str:
+    """Read the URL of a webhook."""
+    with suppress(ValueError):
+        parts = urlsplit(text)
+        is_host = re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", parts.hostname or "")
+        is_plain = "@" not in parts.netloc and len(text) <= MAX_URL and not re.search(r"[^!-~]|[#\\]", text)
+        if parts.scheme in ("http", "https") and is_host and parts.port != 0 and is_plain:
+            return text
+    raise ValueError(f"{text!r} is no URL for a webhook; write https://example.com/hooks, without a name, password or #")
+
+
+def url_host(url: str) -> tuple[str, int]:
+    """Return host and port of a URL."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def resolve_host(host: str, port: int, seconds: float) -> Sequence[str]:
+    """Return the addresses of a host; a thread beside waits for them, as getaddrinfo(3) knows no deadline. Raises OSError."""
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(OSError, UnicodeError):
+            found.extend(str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    thread = threading.Thread(target=ask, name="resolver", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not found:
+        raise OSError(f"{host} has no address")
+    return list(dict.fromkeys(found))
+
+
+def may_send_to(address: str, private: bool) -> bool:
+    """Tell whether an address may be connected to; of IPv6 some stand for one of IPv4 (RFC 4291, 6052 and 3056)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour or ip
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+        return False
+    return private or (ip.is_global and (ip.version == 4 or ip in GLOBAL_UNICAST))
+
+
+def find_addresses(url: str, private: bool, seconds: float, resolve: Resolver) -> Sequence[str]:
+    """Return the addresses that a URL leads to. Raises OSError, also when one of them must not be connected to."""
+    addresses = resolve(*url_host(url), seconds)
+    for address in addresses:
+        if not may_send_to(address, private):
+            raise OSError(f"{address} is {'link-local or no single host' if private else 'not a public address'}")
+    return addresses
+
+
+# What is sent, and what comes back ----------------------------------------------------------------
+
+
+class Reply(NamedTuple):
+    """What came of a try: an HTTP status, or the error that kept it from coming."""
+
+    status: int | None
+    error: str | None
+    wait: int = 0  # seconds, by Retry-After
+    duration_ms: int = 0
+
+
+def sign_message(secret: str, message_id: str, second: int, body: bytes) -> str:
+    """Return the signature of a message (https://github.com/standard-webhooks/standard-webhooks, version 1.0)."""
+    signed = b"%s.%d.%s" % (message_id.encode(), second, body)
+    digest = hmac.digest(base64.b64decode(secret.removeprefix("whsec_")), signed, "sha256")
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def write_request(webhook: Mapping[str, Any], delivery: Mapping[str, Any], now: int) -> bytes:
+    """Return the bytes of a try."""
+    body, second, parts = delivery["body"].encode(), now // MICROSECONDS, urlsplit(webhook["url"])
+    lines = (
+        f"POST {parts.path or '/'}{'?' if parts.query else ''}{parts.query} HTTP/1.1",
+        f"Host: {parts.netloc}",
+        f"User-Agent: ticketapi/{__version__}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        f"webhook-id: {delivery['message_id']}",
+        f"webhook-timestamp: {second}",
+        f"webhook-signature: {sign_message(webhook['secret'], delivery['message_id'], second, body)}\r\n\r\n",
+    )
+    request: bytes = "\r\n".join(lines).encode() + body
+    return request
+
+
+def open_connection(webhook: Mapping[str, Any], left: Callable[[], float], resolve: Resolver) -> socket.socket:
+    """Connect to an address that was looked at just now, so that no name can lead elsewhere. Raises OSError."""
+    (host, port), is_tls = url_host(webhook["url"]), urlsplit(webhook["url"]).scheme == "https"
+    failure = OSError()
+    for address in find_addresses(webhook["url"], bool(webhook["private"]), left(), resolve):
+        try:
+            sock = socket.create_connection((address, port), min(left(), CONNECT_TRY_SECONDS))
+        except OSError as error:
+            failure = error
+            continue
+        sock.settimeout(left())
+        return tls_context().wrap_socket(sock, server_hostname=host) if is_tls else sock
+    raise failure
+
+
+@cache
+def tls_context() -> Any:
+    """Return what verifies servers by the certificates of this machine."""
+    import ssl  # only where a webhook has https
+
+    return ssl.create_default_context()
+
+
+def read_reply(sock: socket.socket, left: Callable[[], float]) -> tuple[int, bytes]:
+    """Return status and header of an answer, and read no more of it. Raises OSError."""
+    received = b""
+    while len(received) <= MAX_ANSWER_BYTES:
+        head, end, rest = received.partition(b"\r\n\r\n")
+        if end:
+            found = re.match(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r]", head + b"\r")
+            if not found:
+                break
+            if found[1] >= b"200":
+                return int(found[1]), head
+            received = rest
+            continue
+        sock.settimeout(left())
+        chunk = sock.recv(MAX_ANSWER_BYTES)
+        if not chunk:
+            raise OSError("the connection was closed without an answer")
+        received += chunk
+    raise OSError("what was answered is no HTTP/1.1")
+
+
+def read_retry_after(head: bytes, now: int) -> int:
+    """Return the seconds that Retry-After asks to wait, as a number or a date (RFC 9110, section 10.2.3), a day at most."""
+    found = re.search(rb"(?i)\r\nretry-after:[ \t]*([^\r\n]*)", head)
+    text = found[1].decode("latin-1").strip() if found else ""
+    seconds = whole_number(text) or 0
+    with suppress(ValueError):
+        seconds = timegm(time.strptime(text, "%a, %d %b %Y %H:%M:%S GMT")) - now // MICROSECONDS
+    return min(max(seconds, 0), DAY)
+
+
+def send_message(
+    webhook: Mapping[str, Any],
+    delivery: Mapping[str, Any],
+    now: int,
+    monotonic: Callable[[], float],
+    resolve: Resolver = resolve_host,
+) -> Reply:
+    """Make one try, within TRY_SECONDS all in all; whatever goes wrong is part of what comes of it."""
+    begun, status, error, wait = monotonic(), None, None, 0
+
+    def left() -> float:
+        if (seconds := begun + TRY_SECONDS - monotonic()) <= 0:
+            raise TimeoutError
+        return seconds
+
+    try:
+        with open_connection(webhook, left, resolve) as sock:
+            sock.sendall(write_request(webhook, delivery, now))
+            status, head = read_reply(sock, left)
+        if not 200 <= status < 300:
+            error, wait = f"the answer was {status}", read_retry_after(head, now)
+    except TimeoutError:
+        error = f"no answer within {TRY_SECONDS} s"
+    except OSError as failure:
+        error = failure.strerror or str(failure)
+    return Reply(status, error and escape(error)[:255], wait, int((monotonic() - begun) * 1000))
+
+
+# Webhooks -----------------------------------------------------------------------------------------
+
+
+def read_webhook(
+    given: Mapping[str, Any], private: bool, is_new: bool = True, resolve: Resolver = resolve_host
+) -> dict[str, Any]:
+    """Return the fields of a webhook that are given, looking up where the URL leads. Raises InvalidFields."""
+    url, events, enabled = (given.get(key) for key in ("url", "events", "enabled"))
+    errors: dict[str, list[str]] = {}
+    is_named = given.get("name") is not None and str(given["name"]).strip()
+    name = check_text(given["name"], "name", MAX_SUBJECT, errors) if is_named else None
+    enabled = (
+        {"1": True, "true": True, "0": False, "false": False}.get(enabled, enabled) if isinstance(enabled, str) else enabled
+    )
+    wrong = {
+        "url": refuse_url(url, private, resolve) if is_new or url is not None else "",
+        "events": refuse_events(events) if events is not None else "",
+        "enabled": "" if enabled in (None, True, False) else "The enabled field must be true or false.",
+    }
+    if errors := {key: [text] for key, text in wrong.items() if text} | errors:
+        raise InvalidFields(errors)
+    if events is not None or is_new:
+        events = json.dumps([kind for kind in EVENT_TYPES if kind in (events or EVENT_TYPES)])
+    fields = {"url": url, "private": url and int(private), "name": name, "events": events, "enabled": enabled}
+    return {key: value for key, value in fields.items() if value not in (None, "")}
+
+
+def refuse_events(events: Any) -> str:
+    """Return what is wrong with types of events, or nothing."""
+    if not isinstance(events, (list, tuple)):
+        return "The events field must be an array."
+    wrong = "The selected events is invalid." if events else "The events field is required."
+    return "" if events and all(event in EVENT_TYPES for event in events) else wrong
+
+
+def refuse_url(url: Any, private: bool, resolve: Resolver) -> str:
+    """Return what is wrong with a URL, or nothing."""
+    if not url or not isinstance(url, str):
+        return f"The url field {'must be a string' if url else 'is required'}."
+    try:
+        find_addresses(read_url(url), private, LOOK_UP_SECONDS, resolve)
+    except ValueError:
+        return "The url field must be a valid URL."
+    except OSError as error:
+        return f"The url field must lead to {'an' if private else 'a public'} address: {error}."
+    return ""
+
+
+def create_webhook(
+    db: Connection, fields: Mapping[str, Any], user_id: int | None, now: int, bits: Bits = secrets.randbits
+) -> dict[str, Any]:
+    """Make a webhook of what `read_webhook` returned; the record has the `secret`, which nobody will see again.
+
+    It is told of what changes from now on.
+    """
+    secret = "whsec_" + base64.b64encode(bits(256).to_bytes(32, "big")).decode()
+    with transaction(db):
+        if len(list_webhooks(db)) >= MAX_WEBHOOKS:
+            raise InvalidFields({"url": [f"The desk has {MAX_WEBHOOKS} webhooks, which is the most."]})
+        row = {
+            "name": url_host(fields["url"])[0],
+            **fields,
+            "enabled": int(fields.get("enabled", True)),
+            "user_id": user_id,
+            "secret": secret,
+            "created_at": format_time(now),
+        }
+        webhook_id = insert_webhook(db, {**row, "position": find_last_change(db)})
+        return {**webhook_resource(get_webhook(db, webhook_id)), "secret": secret}
+
+
+def get_webhook(db: Connection, webhook_id: int) -> dict[str, Any]:
+    """Return the row of a webhook. Raises NotFound."""
+    for row in list_webhooks(db):
+        if row["id"] == webhook_id:
+            return dict(row)
+    raise NotFound(f"There is no webhook with the id {webhook_id}.")
+
+
+def webhook_resource(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the API shows of a webhook: all but its secret."""
+    names = ("id", "user_id", "name", "url", "disabled", "failing_since", "waiting", "created_at", "updated_at")
+    return {**{name: row[name] for name in names}, "events": json.loads(row["events"]), "enabled": bool(row["enabled"])}
+
+
+def update_webhook(db: Connection, webhook_id: int, fields: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """Change a webhook by what `read_webhook` returned. Turned on again, it goes on where it stood. Raises NotFound."""
+    with transaction(db):
+        row = {**get_webhook(db, webhook_id), **fields, "updated_at": format_time(now)}
+        if row["enabled"]:
+            row |= {"disabled": None, "failing_since": row["failing_since"] if "enabled" not in fields else None}
+        row["enabled"] = int(row["enabled"])
+        save_webhook(db, row)
+        return webhook_resource(row)
+
+
+def delete_webhook(db: Connection, webhook_id: int) -> None:
+    """Delete a webhook and its deliveries. Raises NotFound."""
+    with transaction(db):
+        delete_webhook_row(db, get_webhook(db, webhook_id)["id"])
+
+
+# Deliveries ---------------------------------------------------------------------------------------
+
+
+def new_delivery(webhook: Mapping[str, Any], event: Event, now: int, bits: Bits) -> dict[str, Any]:
+    """Return the delivery of an event, whose body never changes again."""
+    comment = b',"comment":' + event.comment if event.comment else b""
+    body = b'{"type":"%s","timestamp":"%s","data":%s%s}' % (event.type.encode(), event.at.encode(), event.data, comment)
+    record = dict.fromkeys(("id", "status_code", "error", "duration_ms", "next_at"))
+    record |= {"webhook_id": webhook["id"], "event_id": event.id or None, "type": event.type, "body": body.decode()}
+    return {**record, "message_id": f"msg_{bits(128):032x}", "attempt": 0, "at": format_time(now)}
+
+
+def begin_try(db: Connection, delivery: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """Write down that a try begins, and that there must be another should nobody tell of its end; return the delivery."""
+    next_at = format_time(now + CLAIM_SECONDS * MICROSECONDS)
+    record = {**delivery, "attempt": delivery["attempt"] + 1, "at": format_time(now), "next_at": next_at}
+    return {**record, "id": save_delivery(db, record)}
+
+
+def end_try(
+    db: Connection, webhook: dict[str, Any], delivery: Mapping[str, Any], came: Reply, now: int, bits: Bits
+) -> dict[str, Any]:
+    """Write down what came of a try, and what follows for the delivery and, in its row, for the webhook."""
+    is_test, again = delivery["type"] == TEST_EVENT, None
+    if came.error and not is_test:
+        if delivery["attempt"] <= len(RETRIES) and came.status != 410:
+            wait = RETRIES[delivery["attempt"] - 1] * (1 + bits(10) / 10_240)  # up to a tenth more, so that few come together
+            again = format_time(now + int(max(wait, came.wait) * MICROSECONDS))
+        webhook["failing_since"] = since = webhook["failing_since"] or format_time(now)
+        fails_long = parse_time(since) <= now - FAILING_DAYS * DAY * MICROSECONDS
+        if webhook["enabled"] and (fails_long or came.status == 410):
+            reason = f"no try has succeeded for {FAILING_DAYS} days" if fails_long else "it answered 410 Gone"
+            webhook |= {"enabled": 0, "disabled": reason}
+    elif not is_test:
+        webhook["failing_since"] = None
+    record = {**delivery, "status_code": came.status, "error": came.error, "duration_ms": came.duration_ms, "next_at": again}
+    save_delivery(db, record)
+    delete_old_deliveries(db, webhook["id"], KEPT_DELIVERIES)
+    return record
+
+
+def fresh_room(webhook: Mapping[str, Any], now: int) -> int:
+    """Return how many new events may be begun, as far as those count that are not done; beyond the most, one a minute."""
+    room: int = KEPT_DELIVERIES - webhook["waiting"]
+    return room if room > 0 else int(webhook["tried_at"] <= format_time(now - MINUTE_MICROSECONDS))
+
+
+def webhooks_with_work(db: Connection, claims: Mapping[int, int], now: int) -> set[int]:
+    """Return the webhooks that have a try due, or new events that may be begun, and by no other server."""
+    rows = [row for row in list_webhooks(db) if row["enabled"] and may_claim(row, claims.get(row["id"]), now)]
+    last = find_last_change(db) if rows else 0
+    due = {row["id"] for row in rows if row["next_at"] and row["next_at"] <= format_time(now)}
+    return due | {row["id"] for row in rows if row["position"] < last and fresh_room(row, now)}
+
+
+def begin_events(db: Connection, webhook: dict[str, Any], room: int, now: int, bits: Bits) -> list[dict[str, Any]]:
+    """Begin up to so many of the events that come next, in their order, and move the position past those looked at."""
+    begun: list[dict[str, Any]] = []
+    if (lost := event_ends(db)[0]) > webhook["position"]:
+        skipped = new_delivery(webhook, Event(lost, "events.skipped", "", b"null", None), now, bits)
+        text = f"events {webhook['position'] + 1} to {lost} had left the log before they could be sent"
+        save_delivery(db, {**skipped, "body": "", "error": text})
+        webhook["position"] = lost
+    wanted = json.loads(webhook["events"])
+    for _ in range(EVENTS_LOOKS):
+        events = read_events(db, webhook["position"], EVENTS_LOOK)
+        for event in events:
+            if event.type in wanted:
+                if len(begun) == room:
+                    return begun
+                begun.append(begin_try(db, new_delivery(webhook, event, now, bits), now))
+            webhook["position"] = event.id
+        if len(events) < EVENTS_LOOK:
+            break
+    return begun
+
+
+def may_claim(webhook: Mapping[str, Any], held: int | None, now: int) -> bool:
+    """Tell whether no other server delivers; `held` is our own claim. One that ends too late is that of a wrong clock."""
+    return not now < webhook["busy_until"] <= now + CLAIM_SECONDS * MICROSECONDS or webhook["busy_until"] == held
+
+
+def take_turn(
+    db: Connection,
+    webhook: dict[str, Any],
+    ended: Iterable[tuple[Mapping[str, Any], Reply]],
+    flying: set[int],
+    room: int,
+    now: int,
+    bits: Bits,
+) -> list[dict[str, Any]]:
+    """Write down what came of tries, and begin up to `room` others: first those that are due, then new events.
+
+    `flying` are deliveries that are under way. The row of the webhook is changed, and written.
+    """
+    for delivery, came in ended:
+        end_try(db, webhook, delivery, came, now, bits)
+    tries: list[dict[str, Any]] = []
+    if webhook["enabled"] and room > 0:
+        due = list_due_deliveries(db, webhook["id"], format_time(now), room + len(flying))
+        tries = [begin_try(db, dict(row), now) for row in [row for row in due if row["id"] not in flying][:room]]
+        if room := min(room - len(tries), fresh_room(webhook, now)):
+            tries += begin_events(db, webhook, room, now, bits)
+        webhook["busy_until"] = now + CLAIM_SECONDS * MICROSECONDS
+    save_webhook(db, webhook)
+    return tries
+
+
+def add_test(
+    db: Connection, webhook_id: int, now: int, begin: bool, bits: Bits = secrets.randbits
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write down a test, which is due at once, or with `begin` is the caller's to send; return webhook and delivery."""
+    with transaction(db):
+        webhook = get_webhook(db, webhook_id)
+        if webhook["waiting"] >= KEPT_DELIVERIES:
+            raise InvalidFields({"webhook": [f"{KEPT_DELIVERIES} messages to this webhook wait already."]})
+        data = to_json({"webhook": webhook_resource(webhook)})
+        delivery = new_delivery(webhook, Event(0, TEST_EVENT, format_time(now), data, None), now, bits)
+        if begin:
+            return webhook, begin_try(db, delivery, now)
+        delivery["next_at"] = format_time(now)
+        return webhook, {**delivery, "id": save_delivery(db, delivery)}
+
+
+def send_test(db: Connection, webhook_id: int, clock: Clock, bits: Bits = secrets.randbits) -> dict[str, Any]:
+    """Send a test now, whether or not a server runs or the webhook is turned on; return the delivery. Raises NotFound."""
+    webhook, delivery = add_test(db, webhook_id, now := clock.wall(), True, bits)
+    came = send_message(webhook, delivery, now, clock.monotonic)
+    with transaction(db):
+        return delivery_resource(end_try(db, webhook, delivery, came, now, bits))
+
+
+def resend_delivery(db: Connection, webhook_id: int, delivery_id: int, now: int) -> dict[str, Any]:
+    """Let a delivery be tried again at once, and then as one that is new. Raises NotFound."""
+    with transaction(db):
+        found = list_deliveries(db, webhook_id, delivery_id + 1, 1)
+        if not found or found[0]["id"] != delivery_id or not found[0]["body"]:
+            raise NotFound(f"There is no delivery with the id {delivery_id} of this webhook that could be sent.")
+        record = {**dict(found[0]), "attempt": 0, "next_at": format_time(now)}
+        save_delivery(db, record)
+        return delivery_resource(record)
+
+
+def delivery_resource(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the API shows of a delivery."""
+    names = ("id", "event_id", "message_id", "type", "attempt", "status_code", "error", "duration_ms", "at", "next_at")
+    done = "skipped" if not row["attempt"] else "failed" if row["error"] else "delivered"
+    return {**{name: row[name] for name in names}, "status": "pending" if row["next_at"] else done}
+
+
+def deliveries_page(db: Connection, webhook_id: int, asked: FeedRequest) -> ListBody:
+    """Return a slice of what was sent to a webhook, newest first. Raises NotFound."""
+    get_webhook(db, webhook_id)
+    rows = list_deliveries(db, webhook_id, asked.after or MAX_ID, asked.per_page + 1)
+    following = encode_cursor(Cursor(rows[-2]["id"], True), asked.url) if len(rows) > asked.per_page else None
+    data = to_json([delivery_resource(row) for row in rows[: asked.per_page]])[1:-1]
+    link = (f"{asked.url}?cursor=", f"&per_page={asked.per_page}" if asked.keep_per_page else "")
+    return cursor_list(data, asked.url, asked.per_page, link, None, following)
+
+
+# ======================================================================================================================
+# Room 17. Watch: how a server fares: its traffic, its jobs, metrics, readiness. Uses queries.
 # ======================================================================================================================
 
 TRAFFIC_MINUTES = 60  # for which requests are counted by the minute
@@ -3883,10 +6518,7 @@ class RouteTraffic:
 
 @dataclass(eq=False)
 class Traffic:
-    """Requests by route and status with a histogram of their durations, and by status for each of the last minutes.
-
-    Its memory is bounded by the numbers of routes, statuses and minutes.
-    """
+    """Requests by route and status with a histogram of durations, and by status for the last minutes; memory is bounded."""
 
     since: int  # microseconds
     _routes: defaultdict[str, RouteTraffic] = field(default_factory=lambda: defaultdict(RouteTraffic))
@@ -3941,20 +6573,11 @@ class Traffic:
             return dict(sorted(self._refusals.items()))
 
 
-def milliseconds(seconds: float) -> float:
-    """Return seconds as milliseconds, to the microsecond."""
-    return round(seconds * 1000, 3)
-
-
 def route_resource(route: str, counters: RouteTraffic) -> dict[str, Any]:
-    """Return what a summary says of a route."""
-    return {
-        "route": route,
-        "requests": counters.requests,
-        "mean_ms": milliseconds(counters.seconds / counters.requests),
-        "p95_ms": milliseconds(counters.quantile(0.95)),
-        "max_ms": milliseconds(counters.slowest),
-    }
+    """Return what a summary says of a route, its times in milliseconds."""
+    times = {"mean": counters.seconds / counters.requests, "p95": counters.quantile(0.95), "max": counters.slowest}
+    written = {f"{name}_ms": round(seconds * 1000, 3) for name, seconds in times.items()}
+    return {"route": route, "requests": counters.requests, **written}
 
 
 def summarize_traffic(
@@ -4045,17 +6668,12 @@ def job_resource(job: Job, now: int) -> dict[str, Any]:
 
 
 class Metric(NamedTuple):
-    """One metric: its name and kind, what it tells, and its samples as (rest of the name, labels, value)."""
+    """One metric: its name and kind, what it tells, and its value, or samples as (rest of the name, labels, value)."""
 
     name: str
     kind: str
     help: str
-    samples: Sequence[tuple[str, dict[str, str], float]]
-
-
-def single(value: float) -> list[tuple[str, dict[str, str], float]]:
-    """Return the samples of a metric that has one, without labels."""
-    return [("", {}, value)]
+    samples: float | Sequence[tuple[str, dict[str, str], float]]
 
 
 def write_metrics(metrics: Iterable[Metric]) -> bytes:
@@ -4063,7 +6681,7 @@ def write_metrics(metrics: Iterable[Metric]) -> bytes:
     lines = []
     for metric in metrics:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-        for suffix, labels, value in metric.samples:
+        for suffix, labels, value in metric.samples if isinstance(metric.samples, Sequence) else [("", {}, metric.samples)]:
             written = ",".join(f"{name}={quote(text)}" for name, text in labels.items())
             lines.append(f"{metric.name}{suffix}{{{written}}} {value!r}" if written else f"{metric.name}{suffix} {value!r}")
     return "\n".join([*lines, ""]).encode()
@@ -4090,7 +6708,7 @@ def request_metrics(traffic: Traffic) -> list[Metric]:
     ]
     durations = [sample for route, counters in routes.items() for sample in histogram_samples(route, counters)]
     refusals = [("", {"status": str(status)}, count) for status, count in traffic.refusals().items()]
-    started, prefix = single(traffic.since / MICROSECONDS), "ticketapi_http"
+    started, prefix = traffic.since / MICROSECONDS, "ticketapi_http"
     return [
         Metric("ticketapi_build_info", "gauge", "The versions that run; always 1.", [versions]),
         Metric("process_start_time_seconds", "gauge", "When the server was started, in Unix time.", started),
@@ -4112,12 +6730,11 @@ def desk_metrics(readers: Readers) -> list[Metric]:
 
 def audit_metrics(audit: AuditLog) -> list[Metric]:
     """Return how the audit log fares."""
-    failures, waiting, lost, omitted = map(single, (audit.failures, audit.waiting, audit.lost, audit.omitted))
     return [
-        Metric("ticketapi_audit_failures_total", "counter", "Times that the audit log could not be written.", failures),
-        Metric("ticketapi_audit_rows_waiting", "gauge", "Rows of the audit log not written yet.", waiting),
-        Metric("ticketapi_audit_rows_lost_total", "counter", "Rows of the audit log given up.", lost),
-        Metric("ticketapi_audit_rows_omitted_total", "counter", "Refusals of strangers (429) that left no row.", omitted),
+        Metric("ticketapi_audit_failures_total", "counter", "Times that the audit log could not be written.", audit.failures),
+        Metric("ticketapi_audit_rows_waiting", "gauge", "Rows of the audit log not written yet.", audit.waiting),
+        Metric("ticketapi_audit_rows_lost_total", "counter", "Rows of the audit log given up.", audit.lost),
+        Metric("ticketapi_audit_rows_omitted_total", "counter", "Refusals of strangers (429) that left no row.", audit.omitted),
     ]
 
 
@@ -4134,7 +6751,7 @@ def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
     late = [("", labels, past.lateness) for labels, past in ran]
     prefix = "ticketapi_scheduler"
     return [
-        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", single(int(schedule.alive(tick)))),
+        Metric(f"{prefix}_alive", "gauge", "1 while the scheduler goes round.", int(schedule.alive(tick))),
         Metric(f"{prefix}_runs_total", "counter", "Runs of scheduled jobs.", runs),
         Metric(f"{prefix}_last_run_timestamp_seconds", "gauge", "When a job last ran, in Unix time.", times),
         Metric(f"{prefix}_lateness_seconds", "gauge", "How long after it was due a job last ran.", late),
@@ -4143,14 +6760,8 @@ def schedule_metrics(schedule: Schedule, tick: float) -> list[Metric]:
 
 def wal_metrics(settings: Settings) -> list[Metric]:
     """Return how long the write-ahead logs of both files are."""
-    samples: list[tuple[str, dict[str, str], float]] = []
-    for kind, path in (("desk", settings.db), ("audit", settings.audit_db)):
-        size = 0
-        if isinstance(path, Postgres):
-            continue
-        with suppress(OSError):
-            size = sidecars(path)[0].stat().st_size
-        samples.append(("", {"file": kind}, size))
+    paths = {"desk": settings.db, "audit": settings.audit_db}
+    samples = [("", {"file": kind}, wal_bytes(path)) for kind, path in paths.items() if isinstance(path, Path)]
     return [Metric("ticketapi_wal_bytes", "gauge", "Size of the write-ahead logs.", samples)]
 
 
@@ -4184,7 +6795,7 @@ class Readiness:
 
 
 # ======================================================================================================================
-# Room 12. Upkeep: checks a desk, repairs its counters, copies it. Opens transactions.
+# Room 18. Upkeep: checks a desk, repairs its counters, copies it. Opens transactions.
 # ======================================================================================================================
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -4369,13 +6980,16 @@ def order_problems(db: Connection) -> list[str]:
 def counter_problems(db: Connection) -> list[str]:
     """Return how the counters and the numbers of the lists differ from the rows, in one state of the desk."""
     with snapshot(db):
-        waiting, total = count_ticket_rows(db)
+        waiting, closed = count_ticket_rows(db)
         counters = list_ticket_counts(db)
-        closed, highest = find_closed_numbers(db)
         unsound = list(list_unsound_users(db))
         misnamed = "ticket {0} shows another name or address than user {1} has"
         more_problems = hour_problems(db) + first_problem(list_misnamed_tickets(db), misnamed, "ticket")
-    rows = ((OPEN, "open", waiting), (CLOSED, "closed", total - waiting))
+        more_problems += first_problem(number_problems(db), "the counter {0} says {1}, there are {2}", "counter")
+        more_problems += first_problem(
+            block_problems(db), "the blocks of list {0} differ from its tickets at {2} (level {1})", "block"
+        )
+    rows = ((OPEN, "open", waiting), (CLOSED, "closed", closed))
     problems = [
         f"{count} {'ticket is' if count == 1 else 'tickets are'} {word}, the counter says {counters.get(status, 'nothing')}"
         for status, word, count in rows
@@ -4383,11 +6997,39 @@ def counter_problems(db: Connection) -> list[str]:
     ]
     miscounted = (user for user in unsound if user["tickets_count"] != user["written"])
     problems += first_problem(miscounted, "user {0} wrote {2}, the counter says {1}", "user")
-    sparse = (user for user in unsound if user["highest"] != user["written"])
-    problems += first_problem(sparse, "the tickets of user {0} are numbered up to {3}, there are {2}", "user")
-    if highest != closed:
-        problems.append(f"closed tickets are numbered up to {highest}, there are {closed}")
+    behind = (user for user in unsound if user["highest"] > user["last_number"])
+    problems += first_problem(behind, "the tickets of user {0} are numbered up to {4}, the counter says {3}", "user")
     return problems + more_problems
+
+
+def number_problems(db: Connection) -> list[tuple[str, int, int]]:
+    """Return the other counters that are wrong, and what they should be."""
+    wrong = {"customers": int.__ne__, "closed_number": int.__lt__}
+    return [(name, value, least) for name, value, least in find_number_ends(db) if wrong[name](value, least)]
+
+
+def count_blocks(db: Connection) -> dict[tuple[int, int, int], int]:
+    """Return the blocks of all lists as they should be, from the rows: where nothing is counted there is none."""
+    most = max(find_last_change(db), newest_ticket(db)[0]) + 10**7  # a counter far beyond must not fill the memory
+    gaps = {listing: min(last, most) for listing, last in list_last_numbers(db)}
+    blocks = {
+        (listing, 1, block): -min(64, last - block * 64) for listing, last in gaps.items() for block in range(-(-last // 64))
+    }
+    for listing, block, tickets in list_filled_blocks(db):
+        if listing == OPEN_LIST or listing in gaps:
+            blocks[listing, 1, block] = blocks.get((listing, 1, block), 0) + tickets
+    for level in (1, 2):
+        for (listing, at, block), tickets in list(blocks.items()):
+            if at == level:
+                above = (listing, level + 1, block >> 6)
+                blocks[above] = blocks.get(above, 0) + tickets
+    return {place: tickets for place, tickets in blocks.items() if tickets}
+
+
+def block_problems(db: Connection) -> list[tuple[int, int, int]]:
+    """Return the blocks that are wrong."""
+    found = {row[:3]: row[3] for row in map(tuple, list_blocks(db))}
+    return sorted({place for place, _ in count_blocks(db).items() ^ found.items()})
 
 
 def check_file(path: Path, kind: str) -> list[Finding]:
@@ -4443,28 +7085,15 @@ def check_postgres(place: Postgres) -> list[Finding]:
         return findings + [attempt(place, *check) for check in checks_of(db, "desk", True) if check[0] in POSTGRES_CHECKS]
 
 
-def renumber(read: Callable[[int, int], list[Row]], write: Callable[[Iterable[tuple[int, int]]], None]) -> None:
-    """Close the gaps in the numbers of a list, in ascending order, so that no number is given away while it is in use."""
-    after = done = 0
-    while rows := read(after, BATCH):
-        write([(number, row_id) for number, (row_id, old) in enumerate(rows, done + 1) if number != old])
-        done += len(rows)
-        after = rows[-1][1]
-
-
 def rebuild_counters(db: Connection) -> None:
-    """Set the counters and names to what the rows say and number the lists from 1 without gaps, in the order they have."""
+    """Set the counters, names and blocks to what the rows say."""
     with transaction(db):
-        waiting, total = count_ticket_rows(db)
-        set_ticket_counts(db, [(OPEN, waiting), (CLOSED, total - waiting)])
+        set_ticket_counts(db, zip((OPEN, CLOSED), count_ticket_rows(db), strict=True))
         unsound = list(list_unsound_users(db))
-        set_user_tickets(db, [(user["written"], user["id"]) for user in unsound])
-        for user in unsound:
-            if user["highest"] != user["written"]:
-                renumber(partial(list_user_numbers, db, user["id"]), partial(set_user_numbers, db))
-        closed, highest = find_closed_numbers(db)
-        if closed != highest:
-            renumber(partial(list_closed_numbers, db), partial(set_closed_numbers, db))
+        set_user_tickets(db, [(user["written"], max(user["highest"], user["last_number"]), user["id"]) for user in unsound])
+        set_counters(db, [(name, least) for name, _, least in number_problems(db)])
+        delete_blocks(db)
+        add_to_blocks(db, [(*place, tickets) for place, tickets in count_blocks(db).items()])
         hours = count_hours(db)
         delete_arrivals(db)
         delete_closings(db)
@@ -4504,6 +7133,8 @@ def temporary_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o600)  # whatever the umask has taken away
         yield temporary
     finally:
+        with suppress(FileNotFoundError, KeyError):  # nothing else of this process uses it
+            os.close(HELD.pop(((found := os.stat(temporary)).st_dev, found.st_ino)))
         for file in (temporary, *sidecars(temporary)):
             file.unlink(missing_ok=True)
 
@@ -4555,11 +7186,9 @@ def refuse_own_files(desk: Place, destination: Path) -> None:
 
 
 def check_destination(destination: Path, force: bool) -> None:
-    """Refuse a DEST that cannot hold a copy, or where something is that nobody has given up.
-
-    A WAL or journal beside it is of a database in use, or of one that was killed: SQLite would write it into the new copy. To
-    remove it would take from the old one what it holds, so that is left to a person.
-    """
+    """Refuse a DEST that cannot hold a copy, or where something is that nobody has given up."""
+    # A WAL or journal beside it is of a database in use, or of one that was killed: SQLite would write it into the new copy. To
+    # remove it would take from the old one what it holds, so that is left to a person.
     if not os.path.isdir(destination.parent):
         raise TicketApiError(f"there is no directory {destination.parent}; create it, or choose another DEST")
     if os.path.lexists(destination) and not os.path.isfile(destination):
@@ -4579,15 +7208,14 @@ def verify_copy(copy: Path, backup: Backup, version: int) -> Copy:
     if found[:2] != (KINDS[backup.kind].application_id, version):
         raise TicketApiError(f"{backup.source} is damaged: the copy has another identity; run ticketapi check")
     with closing(open_to_inspect(copy)) as db, interruptible(db):
-        problems = integrity_problems(db, 1)
-        if problems:
+        if problems := integrity_problems(db, 1):
             raise TicketApiError(f"{backup.source} is damaged: {problems[0]}; run ticketapi check")
         if backup.kind == "audit":
             return Copy(count_audits(db), copy.stat().st_size)
-        waiting, total = count_ticket_rows(db)
-        if list_ticket_counts(db) != {OPEN: waiting, CLOSED: total - waiting}:
+        waiting, closed = count_ticket_rows(db)
+        if list_ticket_counts(db) != {OPEN: waiting, CLOSED: closed}:
             raise TicketApiError(f"the counters of {backup.source} differ from its tickets; {REPAIR}")
-        return Copy(total, copy.stat().st_size)
+        return Copy(waiting + closed, copy.stat().st_size)
 
 
 def copy_verified(backup: Backup, copy: Path, done: int, report: Report, note: Callable[[str], object]) -> Copy:
@@ -4601,10 +7229,7 @@ def copy_verified(backup: Backup, copy: Path, done: int, report: Report, note: C
 
 
 def make_backup(backups: Sequence[Backup], force: bool, report: Report, note: Callable[[str], object]) -> list[Copy]:
-    """Copy files and give the copies their names when all are done and verified; `report` gets the bytes copied.
-
-    Raises TicketApiError, with nothing changed.
-    """
+    """Copy files, name the copies when all are verified; `report` gets the bytes. Raises TicketApiError, nothing changed."""
     copies: list[Copy] = []
     try:
         with ExitStack() as stack:
@@ -4638,15 +7263,17 @@ def copy_tables(source: Connection, target: Connection, kind: str, report: Repor
         sent = write_table(target, table, reported(rows, report) if table == "tickets" else rows)
         if digest_table(target, table) != sent:
             raise TicketApiError(f"{table} differs from what was copied; nothing was kept")
-        if table in ("personal_access_tokens", "api_audits"):
+        if table in ("personal_access_tokens", "api_audits", "webhooks"):
             copy_last_id(source, target, table)
         copied[table] = sent[0]
+    if kind == "desk":
+        switch_off_webhooks(target, "it came with a copy of the desk")  # or both would tell it
     return copied
 
 
 def copy_to_postgres(sources: Mapping[str, Connection], target: Postgres, report: Report) -> dict[str, int]:
     """Copy into a database whose desk is empty or not there, all of it or nothing."""
-    with explained(target), closing(open_postgres(target, "desk")) as made, closing(connect_postgres(target, COPIER)) as db:
+    with explained(target), closing(open_database(target, "desk")) as made, closing(connect_postgres(target, COPIER)) as db:
         made.close()
         with transaction(db):
             for kind in sources:
@@ -4703,12 +7330,13 @@ def copy_desk(settings: Settings, target: Place, report: Report) -> dict[str, in
                 sources[kind] = db
         if "desk" not in sources:
             raise TicketApiError(f"there is no desk at {settings.db}")
+        tickets = sum(list_ticket_counts(sources["desk"]).values())  # of the rows, those that are not deleted
         if isinstance(target, Postgres):
-            return copy_to_postgres(sources, target, report)
+            return copy_to_postgres(sources, target, report) | {"tickets": tickets}
         refuse_own_files(settings.db, target)
         for kind in sources:
             check_target(target if kind == "desk" else log_path(target), kind)
-        return copy_to_files(sources, target, report)
+        return copy_to_files(sources, target, report) | {"tickets": tickets}
 
 
 def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
@@ -4723,13 +7351,503 @@ def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
 
 
 # ======================================================================================================================
-# Room 13. Plugins: what happens to every request before and after its handler. Touches request and response.
+# Room 19. Import: takes tickets from CSV, JSON Lines and the original application's file. Opens files and transactions.
+# ======================================================================================================================
+
+MAX_LINE = 1024 * 1024  # bytes; what a ticket may hold takes an eighth of it
+IMPORT_BATCH = 5_000  # tickets in memory, 40 kB each at most
+MAX_KEPT_ID = 10_000_000  # of the original's tickets: numbers that are missing below cost up to 50 MB and a second
+NEEDED = ("subject", "content", "name", "email")
+TICKET_COLUMNS = ("id", *NEEDED, "status", "created_at", "closed_at", "updated_at", "user_id")  # of CSV that `tickets` writes
+
+Told = Callable[[str], object]  # takes a line for a person
+Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
+
+
+def read_lines(file: BinaryIO) -> Iterator[str]:
+    """Yield the lines of a file, without the mark that some programs put before the first. Raises TicketApiError."""
+    for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
+        if len(line) > MAX_LINE:
+            raise TicketApiError(f"line {number}: it is longer than {MAX_LINE:,} bytes")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise TicketApiError(f"line {number}: it is not UTF-8") from None
+
+
+def check_columns(row: Iterable[str], tell: Told) -> list[str]:
+    """Return the names of the columns of CSV; `tell` gets those that are ignored. Raises TicketApiError."""
+    names = [name.strip().lower() for name in row]
+    for name in TICKET_COLUMNS:
+        if names.count(name) > 1 or (name in NEEDED and name not in names):
+            problem = "is there twice" if name in names else f"is missing; these must be there: {', '.join(NEEDED)}"
+            raise TicketApiError(f"line 1: the column {name} {problem}")
+    if ignored := [name for name in names if name not in TICKET_COLUMNS]:
+        tell(f"Columns that are ignored: {cut_text(', '.join(ignored), MAX_SUBJECT)}")
+    return names
+
+
+def read_csv(lines: Iterable[str], tell: Told) -> Iterator[Record]:
+    """Yield the records of CSV (RFC 4180), each with the line that it begins in. Raises TicketApiError."""
+    reader, start = csv.DictReader(lines, restkey="", strict=True), 1
+    try:
+        reader.fieldnames = check_columns(reader.fieldnames or (), tell)
+        start = reader.line_num + 1
+        for row in reader:
+            if "" in row or None in row.values():
+                raise TicketApiError(f"line {start}: it has not as many fields as the header")
+            yield f"line {start}", row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise TicketApiError(f"line {start}: {error}") from None
+
+
+def read_json_lines(lines: Iterable[str]) -> Iterator[Record]:
+    """Yield the objects of JSON Lines (https://jsonlines.org); name and email may stand in `user`. Raises TicketApiError."""
+    for number, text in enumerate(lines, 1):
+        value = None
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text.strip() or "{}")
+        if not isinstance(value, dict):
+            raise TicketApiError(f"line {number}: it is no JSON object")
+        user = value.get("user")
+        if text.strip():
+            yield f"line {number}", {**user, **value} if isinstance(user, dict) else value
+
+
+def read_original(original: Connection) -> Iterator[Record]:
+    """Yield the tickets of the original's file; one was closed at its last change, unless there is a column that says when."""
+    for row in map(dict, read_table(original, "original_tickets")):
+        closed_at = row.get("closed_at") or row.get("processed_at") or row["updated_at"]
+        if not row.get("deleted_at"):
+            yield f"ticket {row['id']}", row | {"closed_at": None if row["status"] in (OPEN, "1", "Open") else closed_at}
+
+
+def read_past(fields: Mapping[str, Any], name: str, now: int, errors: dict[str, list[str]]) -> int | None:
+    """Return a time, None when it is not given; what is wrong with it is noted in `errors`."""
+    if not (text := str(fields.get(name) or "")):
+        return None
+    errors[name] = [f"The {name} field must be a UTC time such as 2025-12-04T11:30:16Z, and not in the future."]
+    with suppress(ValueError):
+        moment = read_moment(text.removesuffix("Z").replace(" ", "T", 1) + "Z", now)
+        if moment <= now + MINUTE_MICROSECONDS:
+            del errors[name]
+            return moment
+    return None
+
+
+def read_ticket(record: Record, keeps_ids: bool, now: int) -> tuple[Any, ...]:
+    """Return a record as the columns of a line, but the first. Raises TicketApiError for the first thing wrong with it."""
+    (where, fields), errors = record, dict[str, list[str]]()
+    limits = {"subject": MAX_SUBJECT, "content": MAX_CONTENT, "name": MAX_SUBJECT, "email": MAX_SUBJECT}
+    subject, content, name, email = (check_text(fields.get(key), key, most, errors) for key, most in limits.items())
+    created, closed = (read_past(fields, key, now, errors) for key in ("created_at", "closed_at"))
+    status, key = CLOSED, "email"
+    try:
+        email, key = read_email(email), "status"
+        given = fields.get("status")
+        status = read_ticket_status(given) if given not in (None, "") else OPEN if closed is None else CLOSED
+    except ValueError:
+        errors.setdefault(key, [f"The {key} field must be {'an address' if key == 'email' else 'Open or Closed'}."])
+    if closed is not None and (status == OPEN or closed < (now if created is None else created)):
+        errors.setdefault("closed_at", ["The closed_at field must not be before created_at, nor be there while it is Open."])
+    if keeps_ids and not 0 < fields["id"] <= MAX_KEPT_ID:
+        errors["id"] = [f"The id field must be 1 to {MAX_KEPT_ID}."]
+    for messages in errors.values():
+        raise TicketApiError(f"{where}: " + re.sub(r"^The (.+?) field (.+)\.$", r"\1 \2", messages[0]))
+    ids = (fields["id"], fields["user_id"]) if keeps_ids else (None, None)
+    return (*ids, status, created, closed, name, email, subject, content)
+
+
+def import_lines(db: Connection, scratch: Connection, now: int, report: Report, tell: Told) -> None:
+    """Add the tickets of all lines to a desk, within a transaction. Raises TicketApiError."""
+    (last_id, newest), ended, number = newest_ticket(db), last_closing(db), get_counter(db, "closed_number")
+    run_part(scratch, "import order", now=max(now, newest + 1, ended + 1))
+    moved, created, closed = next(read_table(scratch, "line_ends"))
+    for name, first, last in (("created_at", created, newest), ("closed_at", closed, ended)):
+        if first is not None and first <= last:
+            times = f"{format_time(first)}, not after the last one of the desk ({format_time(last)})"
+            raise TicketApiError(f"the first {name} is {times}; take another --db")
+    if moved:
+        tell(f"{moved:,} tickets were moved by more than a second, to after the one before them")
+    lines, done = read_table(scratch, "ordered_lines"), 0
+    while batch := list(islice(lines, IMPORT_BATCH)):
+        people = {line["email"]: line["name"] for line in batch if line["user_id"] is None}
+        people |= {line["email"]: line["name"] for line in reversed(batch) if line["email"] in people}  # the first name
+        customers = ensure_customers(db, people, batch[0]["created"]) if people else {}
+        drafts = [
+            Draft(user_id or customers[email], subject, content, created, closed, number + (nth or 0))
+            for _, _, user_id, email, subject, content, created, closed, nth, _ in batch
+        ]
+        ids = [line["id"] or last_id + done + i for i, line in enumerate(batch, 1)]
+        add_tickets(db, ids[0], drafts, now, ids=ids)
+        done += len(batch)
+        report(done)
+
+
+def import_original(db: Connection, original: Connection, now: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Add users and tokens of the original's file; return the new ids of owners and of tokens by the old ones."""
+    if newest_ticket(db)[0] or get_counter(db, "customers"):
+        raise TicketApiError("the tickets and users of this file keep their ids, and the desk has some; take another --db")
+    people, owners, tokens = read_table(original, "original_customers"), dict[int, int](), dict[int, int]()
+    while batch := list(islice(people, IMPORT_BATCH)):
+        insert_users(db, map(tuple, batch))
+    for row in map(dict, read_table(original, "original_tokens")):
+        owners[row["tokenable_id"]] = ensure_owner(db, row["email"], now, row["owner"])
+        tokens[row["id"]] = insert_token(db, row | {"user_id": owners[row["tokenable_id"]]})
+        if row["last_used_at"]:
+            touch_token(db, tokens[row["id"]], row["last_used_at"])
+    return owners, tokens
+
+
+def import_audits(log_db: Connection, original: Connection, owners: dict[int, int], tokens: dict[int, int]) -> int:
+    """Add the requests of the original's log, redacted, all or none; return how many. A token that is gone is none."""
+    rows, done = map(dict, read_table(original, "original_audits")), 0
+    with transaction(log_db):
+        while batch := list(islice(rows, IMPORT_BATCH)):
+            for row in batch:
+                row |= {"user_id": owners.get(row["user_id"], row["user_id"]), "token_id": tokens.get(row["token_id"])}
+                row |= {key: audit_payload(parse_body(row[key].encode(), "")) for key in ("query", "request_body")}
+                row["path"] = escape(cut_text(row["path"], MAX_AUDIT_PATH))[:MAX_AUDIT_PATH]
+                row["user_agent"] = escape(cut_text(row["user_agent"], MAX_AUDIT_USER_AGENT))[:MAX_AUDIT_USER_AGENT] or None
+            insert_audits(log_db, batch)
+            done += len(batch)
+    return done
+
+
+@contextmanager
+def staged(source: str, now: int, tell: Told, note: Report) -> Iterator[tuple[Connection, Connection | None, int]]:
+    """Read a file into a scratch database, and give that, the original's file if it is one, and how many tickets there are."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open(0 if source == "-" else source, "rb", closefd=source != "-"))
+        start, lines, original = file.peek(16).lstrip(b"\xef\xbb\xbf \t\r\n"), read_lines(file), None
+        if start.startswith(b"SQLite format 3"):
+            original = stack.enter_context(closing(open_original(Path(source))))
+        scratch = stack.enter_context(closing(open_scratch()))
+        with explained(Path(source)), transaction(scratch), interruptible(original or scratch):  # a view may never end
+            json_lines = start.startswith((b"{", b"["))
+            records = read_original(original) if original else read_json_lines(lines) if json_lines else read_csv(lines, tell)
+            rows = (read_ticket(record, original is not None, now) for record in reported(records, note))
+            total, _ = write_table(scratch, "lines", ((number, *row) for number, row in enumerate(rows)))
+        yield scratch, original, total
+
+
+def import_file(
+    settings: Settings, source: str, now: int, begin: Callable[[int], Report], tell: Told, note: Report
+) -> dict[str, int]:
+    """Take the tickets of a file into a desk, all or none; return how many tickets, tokens and requests came.
+
+    All that needs no lock on the desk is done first; then it is one transaction. `begin` is told how many tickets there are.
+    """
+    requests, tokens = 0, dict[int, int]()
+    with ExitStack() as stack:
+        scratch, original, total = stack.enter_context(staged(source, now, tell, note))
+        if settings.import_audit and not original:
+            raise TicketApiError(
+                "--audit takes the log of the original application's SQLite file; leave it out with CSV and JSON"
+            )
+        db = stack.enter_context(closing(open_database(settings.db, "desk")))
+        stack.enter_context(transaction(db))
+        if original:
+            owners, tokens = import_original(db, original, now)
+        import_lines(db, scratch, now, begin(total), tell)
+        if original:
+            rebuild_counters(db)  # there may be gaps between its ids
+        if original and settings.import_audit:
+            with closing(open_database(settings.audit_db, "audit")) as log_db:
+                requests = import_audits(log_db, original, owners, tokens)
+    return {"tickets": total, "tokens": len(tokens), "requests": requests}
+
+
+# ======================================================================================================================
+# Room 20. Snapshots: a desk kept under a name, and brought back while it is served. Opens files and transactions.
+# ======================================================================================================================
+
+SNAPSHOT_NAME = "[0-9A-Za-z_-][0-9A-Za-z._-]{0,63}"
+SNAPSHOT_WORDS = "up to 64 letters, digits, dashes, underscores and dots, the first no dot"
+
+
+def read_snapshot_name(text: str) -> str:
+    """Read the name of a snapshot."""
+    if not re.fullmatch(SNAPSHOT_NAME, text):
+        raise ValueError(f"{text!r} is no name of a snapshot; write {SNAPSHOT_WORDS}")
+    return text
+
+
+def find_folder(place: Place) -> tuple[Path, Path]:
+    """Return the file of a desk, and the folder of its snapshots, there or not. Raises TicketApiError."""
+    if isinstance(place, Postgres):
+        error = TicketApiError("a desk in PostgreSQL has no snapshots; copy the database: createdb -T DESK COPY, or pg_dump")
+        error.status = 501
+        raise error
+    require_database(place)
+    desk = follow_link(place)
+    folder = desk.with_name(f"{desk.name}-snapshots")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise TicketApiError(f"{folder} must be a directory for snapshots, and is not; move it away")
+    return desk, folder
+
+
+def list_snapshots(place: Place, name: str = "*") -> list[dict[str, Any]]:
+    """Return all snapshots in the order of their names, or the one of a name. Raises NotFound."""
+    found = []
+    for path in sorted(find_folder(place)[1].glob(f"{name}.db")):
+        if re.fullmatch(SNAPSHOT_NAME, path.stem) and stat.S_ISREG((at := path.lstat()).st_mode):
+            one = {"name": path.stem, "created_at": format_time(at.st_mtime_ns // 1000), "size": at.st_size, "tickets": None}
+            with suppress(*FAILURES), closing(connect_file(path, VISITOR._replace(mode="immutable=1"))) as db:
+                one["tickets"] = sum(list_ticket_counts(db).values())
+            found.append(one)
+    if name != "*" and not found:
+        raise NotFound(f"There is no snapshot with the name {name}.")
+    return found
+
+
+@contextmanager
+def held_snapshot(place: Place, name: str, is_new: bool = False) -> Iterator[tuple[Path, Path]]:
+    """Give the files of a desk and a snapshot, to one at a time. Raises NotFound, DeskBusy, DiskFull."""
+    desk, folder = find_folder(place)
+    try:
+        with ExitStack() as stack:
+            folder.mkdir(mode=0o700, exist_ok=True) if is_new else list_snapshots(place, name)
+            stack.callback(os.close, handle := os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
+            if not lock_file(handle, fcntl.LOCK_EX):
+                raise DeskBusy(f"another snapshot of {desk} is being saved or restored; try again when that is done")
+            for left in chain(folder.glob("*.part"), folder.glob("*.part-journal")):
+                left.unlink()  # by who was killed
+            yield desk, folder / f"{name}.db"
+    except OSError as error:
+        kind = {errno.ENOENT: NotFound, **dict.fromkeys(DISK_FULL, DiskFull)}.get(error.errno or 0, TicketApiError)
+        raise kind(f"{error.filename or folder}: {error.strerror}; the desk is as it was") from error
+
+
+def read_seal(path: Path) -> tuple[bytes, bytes]:
+    """Return the SHA-256 of what SQLite sees of a file (a multiple of 512 bytes), and what follows, the same if it is whole."""
+    digest, size = hashlib.sha256(), path.stat().st_size // 512 * 512
+    with path.open("rb") as file:
+        while chunk := file.read(min(1 << 20, size - file.tell())):
+            digest.update(chunk)
+        return digest.digest(), file.read()
+
+
+def save_snapshot(place: Place, name: str, now: int, force: bool = False) -> dict[str, Any]:
+    """Keep a desk as it is at one moment under a name, while others use it; return what is told of it."""
+    if isinstance(place, Path) and place.exists():
+        check_identity(place, "desk")  # of what is no desk nothing is kept, not even a folder for it
+    with held_snapshot(place, name, is_new=True) as (desk, path):
+        if os.path.lexists(path) and not (force and stat.S_ISREG(path.lstat().st_mode)):
+            raise InvalidFields({"name": ["The name has already been taken. Delete that snapshot first."]})
+        with temporary_file(path) as part:
+            version = check_identity(desk, "desk")
+            with closing(open_to_inspect(desk)) as db:
+                copy_database(db, part, silent)
+            with closing(connect_file(part, COPY)) as copy:
+                if version == KINDS["desk"].version:  # an older desk has no clock
+                    note_clock(copy, now)
+            with part.open("ab") as file:
+                file.write(read_seal(part)[0])
+            os.utime(part, ns=(now * 1000, now * 1000))
+            sync_to_disk(part)
+            os.replace(part, path)
+        sync_to_disk(path.parent)
+        return list_snapshots(place, name)[0]
+
+
+def delete_snapshot(place: Place, name: str, *_: object) -> dict[str, Any]:
+    """Delete a snapshot, and return what there was to tell of it. Raises NotFound."""
+    with held_snapshot(place, name) as (_desk, path):
+        [found] = list_snapshots(place, name)
+        path.unlink()
+        return found
+
+
+def bring_in(copy: sqlite3.Connection, part: Path, desk: Path, settle: Callable[[], object]) -> None:
+    """Put a copy in a desk's place, all or nothing, while others read; `settle` may change it once nobody else writes."""
+    # The first step of the online backup takes the right to write. Then `settle` is called: what the copy's connection changes
+    # reaches pages that were copied, too (https://sqlite.org/c3ref/backup_finish.html); they have not left the cache yet.
+    tries, once = iter(range(1, round(WRITE_SECONDS / POLL_SECONDS))), [settle]
+
+    def report(status: int, left: int, total: int) -> None:
+        if not total and not next(tries, None):
+            raise DeskBusy(f"{desk} could not be written for {WRITE_SECONDS:g} s: others write to it")
+        if total and once:
+            once.pop()()
+
+    pages = max(1, min(1000, part.stat().st_size // 65_536 - 1))  # less than all; after them Python's lock is waited for
+    with closing(connect_file(desk, NOTER._replace(cache_kib=16_000))) as db:
+        try:
+            copy.backup(db, pages=pages, progress=report, sleep=POLL_SECONDS)
+        finally:
+            with suppress(*FAILURES):
+                while not fold_wal(db) and next(tries, None):  # or others would have to do it with their next commit
+                    time.sleep(POLL_SECONDS)
+            shrink_wal(desk, MAX_ID)
+
+
+def restore_snapshot(place: Place, name: str, now: int, *_: object) -> dict[str, Any]:
+    """Bring a desk back to a snapshot, but for tokens, their owners and webhooks, while others use it."""
+    with held_snapshot(place, name) as (desk, path), temporary_file(path) as part, ExitStack() as stack:
+        open_database(desk, "desk").close()  # or it might be old
+        shutil.copyfile(path, part)
+        try:
+            with explained(part):
+                found, seal = read_seal(part)
+                if seal not in (b"", found) or not check_identity(part, "desk"):
+                    raise TicketApiError(f"{part} is damaged")
+                copy = stack.enter_context(closing(connect_file(part, COPY._replace(wait_ms=BUSY_TIMEOUT_MS))))
+                if not seal and integrity_problems(copy, 1):  # a backup that somebody has put there
+                    raise TicketApiError(f"{part} is damaged")
+                create_schema(copy, "desk")
+                check_tables(copy, "desk", part)
+                keep_present = partial(run_part, copy, "restore", live=f"{desk.absolute().as_uri()}?mode=ro", now=now)
+                keep_present()  # what is wrong shows before anybody has to wait
+        except DiskFull:
+            raise
+        except TicketApiError as error:
+            reason = str(error).replace(str(part), f"The snapshot {name}").partition(";")[0]
+            raise InvalidFields({"name": [f"{reason}."]}) from error
+        bring_in(copy, part, desk, keep_present)
+        return list_snapshots(place, name)[0]
+
+
+# ======================================================================================================================
+# Room 21. Faults: which requests go wrong, and how, from rules, seed and count alone. Touches nothing.
+# ======================================================================================================================
+
+MAX_RULES, MAX_LATENCY, SLOW_PARTS, SLOW_SECONDS = 100, 60, 10, 5.0  # seconds; parts of a slow body, and how long they take
+NEVER_FAULTY = {"up", "ready", "metrics", "faults", "clock"}  # what tells of faults and ends them: names of routes begin so
+STEPS, P99 = 2**53, 2.3263478740408408  # of a draw from 0 to 1; standard deviations above a mean, beyond which 1 % lies
+Fields = Mapping[str, tuple[str, str]]  # by name: a pattern of the JSON of values that will do, and in words what does
+WAIT = r'"(?:(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|60000)m|[1-9]|[1-5][0-9]|60)s"'  # up to MAX_LATENCY
+LATE = rf'{{("fixed":{WAIT}|"uniform":\[{WAIT},{WAIT}]|"lognormal":{{"median":{WAIT},"p99":{WAIT}}})}}'
+EFFECTS: Fields = {
+    "status": ("[45][0-9]{2}", "must be an integer between 400 and 599"),
+    "retry_after": ("[0-9]{1,5}", "must be an integer between 0 and 99999"),
+    "latency": (LATE, 'must be {"fixed": "2s"}, {"uniform": ["5ms", "60s"]} or {"lognormal": {"median": "5ms", "p99": "2s"}}'),
+    "body": ('"(truncated|slow|empty)"', "must be truncated, slow or empty"),
+    "reset": ("true", "must be true"),
+}
+CONDITIONS: Fields = {
+    "method": ('"(GET|HEAD|POST|PUT|PATCH|DELETE)"', "must be GET, HEAD, POST, PUT, PATCH or DELETE"),
+    "token": ("[1-9][0-9]{0,17}", "must be the id of a token"),
+    "share": (r"[01]|0\.[0-9]+|[0-9.]+e-[0-9]+", "must be a number between 0 and 1"),
+    "first": ("[1-9][0-9]{0,8}", "must be an integer of at least 1"),
+    "for": ('"([1-9][0-9]{0,4}[smh]|[1-9][0-9]{0,3}d)"', "must be a duration such as 30s or 5m"),
+}
+PLAN: Fields = {
+    "seed": ("[0-9]{1,18}", "must be an integer below 10^18"),
+    "faults": ("", f"must be an array of at most {MAX_RULES} rules"),
+}
+TOGETHER = "(?=.)((status (retry_after )?)?(latency )?(body )?|(latency )?reset )"  # effects, in their order
+TOLD: dict[str, Any] = {"requests": 0, "hits": 0, "until": None}  # of a rule, and passed over when it comes back
+canonical = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
+def draw_latency(latency: Any, bits: int) -> float:
+    """Draw the seconds of a latency by bits that are random. Raises ValueError for one whose durations are reversed."""
+    found = re.findall('"([0-9]+)(m?)s"', canonical(latency))
+    first, *_, last = (int(digits) / (1000 if milli else 1) for digits, milli in (found[0], *found))
+    if first > last:
+        raise ValueError("the longer one stands first")
+    bits, share = bits // STEPS, (bits % STEPS + 1) / STEPS
+    if "lognormal" not in latency:
+        return first + (last - first) * share
+    normal = math.sqrt(-2 * math.log(share)) * math.cos(math.tau * (bits % STEPS) / STEPS)  # by Box and Muller
+    return min(first * math.exp(normal * math.log(last / first) / P99), MAX_LATENCY)
+
+
+def find_errors(given: Mapping[str, Any], where: str, fields: Fields) -> dict[str, list[str]]:
+    """Return what is wrong with the fields that are given, by place."""
+    errors = {}
+    for name, value in given.items():
+        pattern, words = fields.get(name, ("", f"is none of {', '.join(fields)}"))
+        with suppress(ValueError, RecursionError):
+            if re.fullmatch(pattern, canonical(value)) and (name != "latency" or draw_latency(value, 0)):
+                continue
+        errors[f"{where}{cut_text(escape(name), 60)}"] = words
+    if "reset" in fields and not re.fullmatch(TOGETHER, "".join(f"{name} " for name in EFFECTS if name in given)):
+        errors[where[:-1]] = "must have a status (with it retry_after), latency or body, or a reset (with it latency alone)"
+    return {place: [f"The {place} field {words}."] for place, words in errors.items()}
+
+
+def read_asked(text: str) -> dict[str, Any]:
+    """Read what goes wrong with one request: `status=503; retry-after=2; latency=300ms; body=truncated`. Raises BadRequest."""
+    given, fields = dict[str, Any](), {**EFFECTS, "latency": (LATE, "must be a duration such as 300ms or 2s, a minute at most")}
+    for part in filter(str.strip, text.split(";")):
+        name, sign, value = (piece.strip() for piece in part.replace("-", "_").partition("="))
+        number = int(value) if re.fullmatch("[0-9]{1,5}", value) else None
+        given[name] = {"fixed": value} if name == "latency" else (value or not sign) if number is None else number
+    for messages in find_errors(given, "X-Ticketapi-Fault.", fields).values():
+        raise BadRequest(messages[0])
+    return given
+
+
+def read_faults(given: Mapping[str, Any], routes: Sequence[str], now: int) -> tuple[int, list[dict[str, Any]]]:
+    """Return seed and rules of a file or a request, which hold from now on. Raises InvalidFields."""
+    others = {name: value for name, value in given.items() if name != "faults" and value is not None}
+    rules, errors = given.get("faults"), find_errors(others, "", PLAN)
+    if not isinstance(rules, list) or len(rules) > MAX_RULES:
+        raise InvalidFields(errors | find_errors({"faults": None}, "", PLAN))
+    route = (f'"({"|".join(map(re.escape, ("*", *routes)))})"', f"must be * or one of {', '.join(routes)}")
+    for number, rule in enumerate(rules):
+        items = rule.items() if isinstance(rule, dict) else ()
+        rule = {"route": None} | {name: value for name, value in items if value is not None and name not in TOLD}
+        errors |= find_errors(rule, f"faults.{number}.", {"route": route, **CONDITIONS, **EFFECTS})
+        until = None if errors or "for" not in rule else format_time(now + read_duration(rule["for"]) * MICROSECONDS)
+        rules[number] = dict.fromkeys(("route", *CONDITIONS, *EFFECTS)) | {"share": 1} | rule | TOLD | {"until": until}
+    if errors:
+        raise InvalidFields(errors)
+    return others.get("seed", 0), rules
+
+
+@dataclass(eq=False)
+class Faults:
+    """What goes wrong on one server: the rules in force, as the API shows them, and how often what went wrong."""
+
+    seed: int = 0
+    rules: Sequence[dict[str, Any]] = ()
+    kinds: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def in_force(self, now: int, route: str | None = None) -> list[tuple[int, dict[str, Any]]]:
+        """Return the rules that have not healed, with their numbers: all, or those of a route."""
+        mine = [one for one in enumerate(self.rules) if route is None or one[1]["route"] in ("*", route)]
+        moment = format_time(now) if mine else ""
+        lasting = ((number, rule) for number, rule in mine if moment < (rule["until"] or "~"))
+        return [(number, rule) for number, rule in lasting if rule["requests"] < (rule["first"] or math.inf)]
+
+    def find(self, about: tuple[str, str, int | None], now: int, asked: str | None = None) -> dict[str, Any]:
+        """Return what goes wrong with a request: what it asks for itself, or by the first rule that hits it."""
+        fault, bits = {} if asked is None else read_asked(asked), 0
+        with self._lock:
+            for number, rule in self.in_force(now, about[0]) if asked is None else ():
+                if rule["method"] in (None, about[1]) and rule["token"] in (None, about[2]):
+                    rule["requests"] += 1
+                    bits, draw = divmod(throw(self.seed, f"fault {number}", rule["requests"]), STEPS)
+                    if draw < STEPS * rule["share"]:
+                        rule["hits"] += 1
+                        fault = {name: rule[name] for name in EFFECTS if rule[name] is not None}
+                        break
+            self.kinds.update(fault.keys() - {"retry_after"})
+        return fault | ({"latency": draw_latency(fault["latency"], bits)} if "latency" in fault else {})
+
+    def metrics(self, now: int) -> list[Metric]:
+        """Return how many rules are in force, and what has gone wrong."""
+        kinds = [("", {"kind": kind}, count) for kind, count in sorted(self.kinds.items())]
+        return [
+            Metric("ticketapi_fault_rules", "gauge", "Rules in force by which requests go wrong.", len(self.in_force(now))),
+            Metric("ticketapi_faults_total", "counter", "What has gone wrong on purpose.", kinds),
+        ]
+
+
+# ======================================================================================================================
+# Room 22. Plugins: what happens to every request before and after its handler. Touches request and response.
 # ======================================================================================================================
 
 MAX_HEADER_BYTES, MAX_BODY_BYTES = 16 * 1024, 64 * 1024
 REPEAT_SECONDS = HOUR  # after which a failure of the database that goes on is logged again
 PROXIED = {"HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP"}  # with HTTP_X_FORWARDED_*
 HOST_PATTERN = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]*))?")
+REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=@-]{1,128}")  # what is taken over; nothing that a log or a terminal would act on
 NOT_IN_A_PATH = re.compile(r"[\x00-\x1f\x7f]")  # a route's `$` would accept a line feed at the end
 
 
@@ -4740,7 +7858,11 @@ COMMON_HEADERS = {
 }
 
 
-EXPOSED_HEADERS = "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy"
+EXPOSED_HEADERS = (
+    "ETag, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, RateLimit, RateLimit-Policy, "
+    "Link, X-Total-Count, Location, Idempotent-Replayed, X-Request-Id"
+)
+OPEN_TO_ALL = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED_HEADERS}
 
 
 def is_api(path: str) -> bool:
@@ -4787,11 +7909,10 @@ class Cors:
 
     def headers(self, origin: str) -> dict[str, str]:
         """Return the headers of an answer to a request from an origin (may be empty)."""
-        allowed = "*" if "*" in self.origins else origin
-        headers = {"Vary": "Origin"} if self.origins and allowed != "*" else {}
-        if allowed in self.origins:
-            headers |= {"Access-Control-Allow-Origin": allowed, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
-        return headers
+        if "*" in self.origins:
+            return OPEN_TO_ALL
+        headers = {"Vary": "Origin"} if self.origins else {}
+        return headers | OPEN_TO_ALL | {"Access-Control-Allow-Origin": origin} if origin in self.origins else headers
 
     def preflight(self, method: str, headers: str) -> dict[str, str]:
         """Return the headers that allow what a preflight asks for, good for a day."""
@@ -4859,6 +7980,17 @@ def settle_url(environ: dict[str, Any], trusted: str) -> None:
     environ["HTTP_HOST"] = f"{name}:{port}" if port else name
 
 
+def allowed_methods(methods: Iterable[str]) -> str:
+    """Return the methods of a route as Laravel lists them: OPTIONS goes unsaid."""
+    return ", ".join(sorted({*methods, *(("HEAD",) if "GET" in methods else ())} - {"OPTIONS"}))
+
+
+def choose_request_id(asked: str) -> str:
+    """Return the id of a request: what its client asks for, if nothing is wrong with it, or one that is made."""
+    is_safe = asked and REQUEST_ID.fullmatch(asked) and redact_text(asked) == asked
+    return asked if is_safe else secrets.token_hex(16)
+
+
 class AuditHook:
     """Runs before and after each request, whatever becomes of it.
 
@@ -4877,14 +8009,19 @@ class AuditHook:
         self.cors = Cors(settings.cors_origin)
 
     def before(self) -> None:
-        """Start a request; answers a preflight at once."""
+        """Start a request, or let one that was parked go on; answers a preflight at once."""
         environ = bottle.request.environ
+        path = environ["bottle.raw_path"]
+        if not (path.isascii() and path.isprintable()):
+            # Bottle drops bytes that are no UTF-8; here they become U+FFFD, which no route holds.
+            path = NOT_IN_A_PATH.sub("\ufffd", path.encode("latin-1").decode("utf-8", "replace"))
+        environ["PATH_INFO"] = path[:-1] if len(path) > 1 and path.endswith("/") else path
+        environ["ticketapi.replay"] = iter(environ.get("ticketapi.outcomes", ()))
+        if environ.pop("ticketapi.parked", False):
+            return
         environ["ticketapi.now"] = self.clock.wall()
         environ["ticketapi.tick"] = self.clock.monotonic()
-        # Bottle drops bytes that are no UTF-8; here they become U+FFFD, which no route holds.
-        path = environ["bottle.raw_path"].encode("latin-1").decode("utf-8", "replace")
-        path = NOT_IN_A_PATH.sub("\ufffd", path)
-        environ["PATH_INFO"] = path[:-1] if len(path) > 1 and path.endswith("/") else path
+        environ["ticketapi.request_id"] = choose_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
         environ["ticketapi.unaudited"] = True  # what has no client or URL that can be named
         settle_url(environ, self.settings.trusted_proxy)
         environ["ticketapi.unaudited"] = False
@@ -4902,8 +8039,10 @@ class AuditHook:
             raise bottle.HTTPResponse(status=204, headers=self.cors.preflight(method, asked))
 
     def after(self) -> None:
-        """Finish a request; its audit row is taken before the answer is sent."""
+        """Finish a request, unless it is parked; its audit row is taken before the answer is sent."""
         environ, response = bottle.request.environ, bottle.response
+        if environ.get("ticketapi.parked"):
+            return
         # Bottle's own dict: a sixth of a cached answer's time went into checking and respelling names and values known here.
         headers: dict[str, list[str]] = response.headers.dict
         for name, value in self.headers(environ).items():
@@ -4911,8 +8050,7 @@ class AuditHook:
                 headers[name] = [value]
         status = response.status_code
         if status == 405:
-            methods = {*headers["Allow"][0].split(","), "HEAD"} - {"OPTIONS"}  # as Laravel lists them: OPTIONS goes unsaid
-            headers["Allow"] = [", ".join(sorted(methods))]
+            headers["Allow"] = [allowed_methods(headers["Allow"][0].split(","))]
         tick, route = self.clock.monotonic(), environ.get("bottle.route")
         seconds = tick - environ["ticketapi.tick"]
         self.traffic.count((route and route.name) or "none", status, environ["ticketapi.now"], seconds)
@@ -4924,11 +8062,11 @@ class AuditHook:
                 self.audit.record(audit_row(environ, status, tick), tick)
         if log.isEnabledFor(logging.DEBUG):
             client, path = environ.get("REMOTE_ADDR", "-"), redact_text(environ["PATH_INFO"])
-            log.debug("%s %s %s %d", client, environ["REQUEST_METHOD"], path, status)
+            log.debug("%s %s %s %d %s", client, environ["REQUEST_METHOD"], path, status, environ["ticketapi.request_id"])
 
     def headers(self, environ: dict[str, Any]) -> dict[str, str]:
         """Return the headers that every answer has, with those of CORS and of the limit."""
-        headers = COMMON_HEADERS.copy()
+        headers = COMMON_HEADERS | {"X-Request-Id": environ["ticketapi.request_id"]}
         if is_shared(environ["PATH_INFO"]):
             headers.update(self.cors.headers(environ.get("HTTP_ORIGIN", "")))
         limit: Limit | None = environ.get("ticketapi.limit")
@@ -4937,6 +8075,12 @@ class AuditHook:
         if limit and not limit.allowed:
             headers["Retry-After"] = str(limit.next_in)
         return headers
+
+
+@lru_cache(maxsize=64)
+def audit_text(text: str, limit: int) -> str:
+    """Return a text that a client chose as the audit log keeps it."""
+    return escape(cut_text(text, limit))[:limit]
 
 
 def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, Any]:
@@ -4948,15 +8092,16 @@ def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, An
         "user_id": token.user_id if token else None,
         "token_id": token.id if token else None,
         "method": environ["REQUEST_METHOD"][:32],
-        "path": escape(cut_text(environ["PATH_INFO"].lstrip("/"), MAX_AUDIT_PATH))[:MAX_AUDIT_PATH],
+        "path": audit_text(environ["PATH_INFO"].lstrip("/"), MAX_AUDIT_PATH),
         "route_name": route.name if route else None,
         "status_code": status,
         "ip_address": environ.get("REMOTE_ADDR", ""),
-        "user_agent": escape(cut_text(agent, MAX_AUDIT_USER_AGENT))[:MAX_AUDIT_USER_AGENT] or None,
+        "user_agent": audit_text(agent, MAX_AUDIT_USER_AGENT) or None,
         "duration_ms": int((tick - environ["ticketapi.tick"]) * 1000),
         "query": audit_payload(environ.get("ticketapi.query") or (query and parse_form(query))),
         "request_body": request_body(environ),
         "created_at": format_time(environ["ticketapi.now"]),
+        "request_id": environ["ticketapi.request_id"],
     }
 
 
@@ -4964,8 +8109,28 @@ def request_body(environ: dict[str, Any]) -> str | None:
     """Return a request's body as the audit log keeps it."""
     if environ.get("CONTENT_LENGTH", "0") in ("", "0"):
         return None
+    posted: Posted | None = environ.get("ticketapi.posted")
+    if posted and int(environ["CONTENT_LENGTH"]) <= MAX_AUDIT_BYTES and media_type(environ.get("CONTENT_TYPE", "")) != FORM:
+        return audit_payload(posted.fields)  # which were read from JSON
     raw = bottle.request.body.read(MAX_BODY_BYTES)
     return audit_payload(parse_body(raw, environ.get("CONTENT_TYPE", "")))
+
+
+def wait_for(start: Callable[[], Future[Any]]) -> Any:
+    """Return what comes of what is started. The request is parked for that: the app runs again, up to here, when it is done."""
+    environ = bottle.request.environ
+    for future in environ["ticketapi.replay"]:
+        return future.result()
+    environ["ticketapi.parked"] = True
+    environ["PATH_INFO"] = environ["bottle.raw_path"]  # as Bottle wants it
+    raise Parked(start())
+
+
+def delay(seconds: float) -> None:
+    """Let a request wait, if there is a server to park it, and something to wait for."""
+    environ, future = bottle.request.environ, Future[None]()
+    if seconds and "ticketapi.call" in environ:
+        wait_for(lambda: environ["ticketapi.call"](partial(future.set_result, None), seconds) or future)
 
 
 @dataclass(eq=False)
@@ -4984,7 +8149,7 @@ class CatchErrors:
                 return callback(*args, **kwargs)
             except bottle.HTTPResponse:
                 raise
-            except FAILURES as error:
+            except (DeskBusy, DiskFull, *FAILURES) as error:
                 if not isinstance(error, Unreachable):  # that is told when it begins
                     self.report(str(error), bottle.request.environ["ticketapi.tick"])
                 raise bottle.HTTPError(503, "Service Unavailable", retry_after="1") from error
@@ -5006,7 +8171,7 @@ def http_error(error: Exception) -> bottle.HTTPError:
         return bottle.HTTPError(422, {"message": str(error), "errors": error.errors})
     if isinstance(error, BadRequest):
         log.info("refused a request from %s: %s", bottle.request.environ["REMOTE_ADDR"], error)
-    if isinstance(error, TicketApiError) and error.status < 500:
+    if isinstance(error, TicketApiError) and error.status != 500:
         return bottle.HTTPError(error.status, str(error))
     log.error("request failed", exc_info=error)
     return bottle.HTTPError(500, "Server Error")
@@ -5056,7 +8221,7 @@ class Guard:
 
         def guarded(*args: Any, **kwargs: Any) -> bytes:
             environ = bottle.request.environ
-            if not (open_locally and is_local(environ)):
+            if not (environ.get("ticketapi.outcomes") or (open_locally and is_local(environ))):
                 self.check(environ, ability)
             return callback(*args, **kwargs)
 
@@ -5133,17 +8298,87 @@ class Authorize(Guard):
 
     def check(self, environ: dict[str, Any], ability: str) -> None:
         """Raise 403 for a token that may not do this."""
-        if not environ["ticketapi.token"].can(ability):
+        if ability and not environ["ticketapi.token"].can(ability):
             challenge = f'Bearer error="insufficient_scope", scope="{ability}"'
             raise bottle.HTTPError(403, "Invalid ability provided.", www_authenticate=challenge)
 
 
+@dataclass(eq=False)
+class Spoil:
+    """Lets requests go wrong as the faults in force, or they themselves, ask for. Innermost, around the handler alone."""
+
+    faults: Faults
+    catch: Callable[[Callable[..., Any]], Callable[..., Any]]  # turns exceptions into answers
+    name, api = "spoil", 2
+
+    def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
+        """Wrap a handler; one whose route has no name tells of methods alone."""
+
+        def faulty(*args: Any, **kwargs: Any) -> Any:
+            environ = bottle.request.environ
+            if self.faults.rules or "HTTP_X_TICKETAPI_FAULT" in environ or "ticketapi.fault" in environ:
+                return self.answer(environ, partial(self.catch(callback), *args, **kwargs))
+            return callback(*args, **kwargs)
+
+        return callback if (route.name or "up").partition(".")[0] in NEVER_FAULTY else faulty
+
+    def answer(self, environ: dict[str, Any], handle: Callable[[], bytes | Stream]) -> Any:
+        """Answer a request. What goes wrong is drawn once, and the answer that is to be spoilt made once."""
+        if "ticketapi.fault" not in environ:
+            token, asked = environ.get("ticketapi.token"), environ.get("HTTP_X_TICKETAPI_FAULT")
+            asked = asked if token and token.can(CONTROL_FAULTS) else None
+            about = (environ["bottle.route"].name, environ["REQUEST_METHOD"], token and token.id)
+            waits = environ.get("ticketapi.outcomes")  # since before there were rules
+            environ["ticketapi.fault"] = {} if waits else self.faults.find(about, environ["ticketapi.now"], asked)
+        if not (fault := environ["ticketapi.fault"]):
+            return handle()
+        if "ticketapi.answer" not in environ:
+            try:
+                body, source = fail(**fault) if "status" in fault else handle(), bottle.response
+            except bottle.HTTPError as error:
+                body, source = error_body(error), error
+            environ["ticketapi.answer"] = answer = source.copy(bottle.HTTPResponse)
+            answer.body = body
+            delay(fault.get("latency", 0.0))
+        return spoil(environ["ticketapi.answer"], fault, environ.get("ticketapi.call"))
+
+
+def fail(status: int, retry_after: int | None = None, **_: object) -> NoReturn:
+    """Raise the error that stands for an answer, with the headers that RFC 9110 wants in it."""
+    words = {401: "Unauthenticated.", 429: "Too Many Attempts.", 500: "Server Error"}
+    headers = {401: {"www_authenticate": "Bearer"}, 405: {"allow": ""}}.get(status, {})
+    headers |= {} if retry_after is None else {"retry_after": str(retry_after)}
+    raise bottle.HTTPError(status, {"message": words.get(status) or bottle.HTTP_CODES.get(status, "Error")}, **headers)
+
+
+def spoil(answer: bottle.HTTPResponse, fault: Mapping[str, Any], call: Callable[..., None] | None) -> bottle.HTTPResponse:
+    """Return an answer with its body spoilt; where there is none, and in a stream, there is nothing to cut. Raises Reset."""
+    body, how = answer.body, fault.get("body")
+    if isinstance(body, Stream) and (how == "empty" or "reset" in fault):
+        body.close()
+    if call and "reset" in fault:
+        answer.apply(bottle.response)  # so that it is written down
+        raise Reset
+    body = b"" if how == "empty" else body
+    if how and isinstance(body, bytes):
+        size, answer.headers["Content-Length"] = len(body), str(len(body))
+        answer.body = body[: size // 2] if how == "truncated" else body
+        if how == "slow" and call and body:
+            answer.body = stream = Stream(ends=True)
+            for part in range(SLOW_PARTS):
+                data = body[size * part // SLOW_PARTS : size * (part + 1) // SLOW_PARTS]
+                call(partial(stream.send, data), SLOW_SECONDS * (part + 1) / SLOW_PARTS)
+            call(stream.close, SLOW_SECONDS)
+    return answer
+
+
 # ======================================================================================================================
-# Room 14. Routes: the app and its handlers. Touches request and response; operations get plain values.
+# Room 23. Routes: the app and its handlers. Touches request and response; operations get plain values.
 # ======================================================================================================================
 
-TICKET = "/api/tickets/<ticket_id:re:[1-9][0-9]{0,17}>"  # 18 digits: inside SQLite's 64 bits
-USER = "/api/users/<user_id:re:[1-9][0-9]{0,17}>"
+ID = "<{}:re:[1-9][0-9]{{0,17}}>"  # 18 digits: inside SQLite's 64 bits
+TICKET, USER, WEBHOOK = (f"/api/{name}s/{ID.format(f'{name}_id')}" for name in ("ticket", "user", "webhook"))
+SNAPSHOT = f"/api/snapshots/<name:re:{SNAPSHOT_NAME}>"
 
 
 @lru_cache(maxsize=1)
@@ -5185,20 +8420,27 @@ class Shared:
     settings: Settings
     readers: Readers
     audit: AuditLog
+    writer: Writer
+    broadcast: Broadcast
     traffic: Traffic
     schedule: Schedule
     users: TokenBucket | None
     addresses: TokenBucket
     readiness: Readiness
+    faults: Faults
     description: Answer
     dashboard: Page
     reference: Page
 
 
-def list_url(environ: dict[str, Any]) -> str:
+def base_url(environ: Mapping[str, Any]) -> str:
+    """Return the URL of this server as the client used it."""
+    return f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}{environ.get('ticketapi.prefix', '')}"
+
+
+def list_url(environ: Mapping[str, Any]) -> str:
     """Return the URL of a request as the client used it, without the query."""
-    prefix = environ.get("ticketapi.prefix", "")
-    return f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}{prefix}{environ['PATH_INFO']}"
+    return base_url(environ) + str(environ["PATH_INFO"])
 
 
 def reply(app: Shared, render: Callable[[Connection], bytes], *more: str) -> bytes:
@@ -5217,9 +8459,84 @@ def reply(app: Shared, render: Callable[[Connection], bytes], *more: str) -> byt
     return send(answer)
 
 
+def perform(app: Shared, operation: Operation) -> Any:
+    """Return what a writing operation returns, once it is committed; the handler is run again for that, from its start."""
+    if soon := bottle.request.environ.get("ticketapi.call"):
+        value = wait_for(partial(app.writer.submit, operation, soon))
+    else:
+        value = app.writer.run(operation)
+    app.readers.get().refresh()  # it may be another thread's than at the start, and the desk has changed
+    return value
+
+
+def read_posted(ids: Mapping[str, str], keyed: bool, has_body: bool = True) -> Posted:
+    """Return the write that the request asks for, read once. Raises UnknownType, BadRequest and TooLarge, in this order."""
+    environ = bottle.request.environ
+    if "ticketapi.posted" not in environ:
+        raw, kind = bottle.request.body.read(MAX_BODY_BYTES + 1), environ.get("CONTENT_TYPE", "")
+        check_type(kind if has_body else "")
+        key = read_key(environ["HTTP_IDEMPOTENCY_KEY"]) if keyed and "HTTP_IDEMPOTENCY_KEY" in environ else ""
+        if len(raw) > MAX_BODY_BYTES:
+            raise TooLarge(f"The request body is over {MAX_BODY_BYTES} bytes.")
+        fields, route = read_fields(raw, kind) if has_body else {}, f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        digest = hashlib.sha256(raw).hexdigest() if key else ""
+        if_match = environ.get("HTTP_IF_MATCH", "*")  # an empty one is no tag at all
+        token, now, numbers = environ["ticketapi.token"], environ["ticketapi.now"], {name: int(ids[name]) for name in ids}
+        environ["ticketapi.posted"] = Posted(fields, digest, key, if_match, route, numbers, token, now)
+    posted: Posted = environ["ticketapi.posted"]
+    return posted
+
+
+def answer_write(
+    app: Shared,
+    ids: Mapping[str, str],
+    check: Callable[[Connection, Posted], Any],
+    change: Callable[[Connection, Posted, Any], Written],
+    keyed: bool = False,
+    has_body: bool = True,
+    together: Callable[[Connection, Sequence[Posted]], list[Written]] | None = None,
+) -> bytes:
+    """Do a write and answer it. What is wrong with it is told before it waits for its turn, and looked for again then."""
+    posted, done = read_posted(ids, keyed, has_body), None
+    if not bottle.request.environ.get("ticketapi.outcomes"):
+        db = app.readers.get().db
+        done = find_replay(db, posted)
+        if not done:
+            check(db, posted)
+    alone: Operation = partial(write_once, posted=posted, check=check, write=change)
+    done = done or perform(app, Joint(together, posted) if together and not posted.key else alone)
+    headers = bottle.response.headers.dict  # as in AuditHook.after
+    bottle.response.status = done.status
+    if done.location:
+        headers["Location"] = [base_url(bottle.request.environ) + done.location]
+    if done.replayed:
+        headers["Idempotent-Replayed"] = ["true"]
+    if done.body:
+        headers |= make_answer(done.body).headers
+    return done.body
+
+
+def beside(work: Callable[[], Any]) -> Any:
+    """Return what a function returns that may take seconds: a thread of its own does it, if there is a server to park us."""
+
+    def start() -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="beside", daemon=True).start()
+        return future
+
+    return wait_for(start) if "ticketapi.call" in bottle.request.environ else work()
+
+
 def send(answer: Answer) -> bytes:
     """Send an answer with its ETag; 304 without a body when the client has these very bytes."""
-    bottle.response.headers["ETag"] = answer.etag
+    bottle.response.headers.dict.update(answer.headers)  # as in AuditHook.after
     if matches_etag(bottle.request.environ.get("HTTP_IF_NONE_MATCH", ""), answer.etag):
         bottle.response.status = 304
         return b""
@@ -5237,19 +8554,160 @@ def asked_list(has_cursors: bool = True) -> ListRequest:
     return parse_list_request(list_url(environ), request_query(environ), has_cursors)
 
 
+def desk_time(app: Shared) -> int:
+    """Return the time of the desk at which the request is answered."""
+    simulation, now = app.readers.get().recall(find_simulation), bottle.request.environ["ticketapi.now"]
+    return int(simulation.now(now) if simulation else now)
+
+
+def asked_feed(app: Shared, by_time: bool = False) -> FeedRequest:
+    """Return what the request asks for of a list that has cursors alone."""
+    environ, now = bottle.request.environ, desk_time(app) if by_time else 0
+    asked = parse_feed_request(list_url(environ), request_query(environ), now, by_time)
+    simulation = app.readers.get().recall(find_simulation)
+    if simulation and asked.since is not None:  # what was due since then is still to be told
+        return asked._replace(since=min(asked.since, simulation.worked))
+    return asked
+
+
 def show_open_tickets(app: Shared) -> bytes:
     """GET /api/tickets/open."""
-    return reply(app, lambda db: open_tickets_page(db, asked_list(), app.readers.get().recall(find_open_bounds)))
+    return reply(app, lambda db: open_tickets_page(db, asked_list(), app.readers.get().recall(open_bounds)))
 
 
 def show_closed_tickets(app: Shared) -> bytes:
     """GET /api/tickets/closed."""
-    return reply(app, lambda db: closed_tickets_page(db, asked_list(), app.readers.get().recall(count_closed)))
+    return reply(app, lambda db: closed_tickets_page(db, asked_list(), app.readers.get().recall(closed_bounds)))
 
 
 def show_ticket(app: Shared, ticket_id: str) -> bytes:
     """GET /api/tickets/{id}."""
     return reply(app, lambda db: ticket_resource(db, int(ticket_id)))
+
+
+def search_tickets(app: Shared) -> bytes:
+    """GET /api/tickets."""
+    environ = bottle.request.environ
+    asked = parse_search_request(list_url(environ), request_query(environ), desk_time(app))
+    return send(make_answer(search_page(app.readers.get().db, asked)))
+
+
+def export_tickets(app: Shared) -> bytes:
+    """GET /api/tickets/export."""
+    return send(make_answer(export_page(app.readers.get().db, asked_feed(app, by_time=True))))
+
+
+def show_events(app: Shared) -> bytes:
+    """GET /api/events."""
+    return send(make_answer(events_page(app.readers.get().db, asked_feed(app))))
+
+
+def stream_events(app: Shared) -> bytes | Stream:
+    """GET /api/events/stream: Server-Sent Events, from after an event, or from the next one on."""
+    environ, db = bottle.request.environ, app.readers.get().db
+    text = environ.get("HTTP_LAST_EVENT_ID") or request_query(environ).get("after", "")
+    with snapshot(db):
+        (oldest, last), epoch = event_ends(db), find_epoch(db)
+        after = whole_number(text) if text else last
+        if after is None:
+            raise InvalidFields({"after": ["The after field must be the id of an event."]})
+        if not max(oldest, get_counter(db, "change")) <= after <= last:
+            raise Gone("The events after this one are not kept; read the export, then come back without it.")
+    bottle.response.content_type = "text/event-stream; charset=utf-8"
+    bottle.response.headers["X-Accel-Buffering"] = "no"  # or nginx would keep events until it has many
+    stream = b"" if environ["REQUEST_METHOD"] == "HEAD" else app.broadcast.follow(environ["ticketapi.token"], after, epoch)
+    if stream is None:
+        raise bottle.HTTPError(503, "Too many streams are open; close one, or try again later.", retry_after="5")
+    return stream
+
+
+def show_comments(app: Shared, ticket_id: str) -> bytes:
+    """GET /api/tickets/{id}/comments."""
+    return reply(app, lambda db: comments_page(db, int(ticket_id), asked_list()))
+
+
+def write_webhook(app: Shared, **ids: str) -> bytes:
+    """POST /api/webhooks and PATCH /api/webhooks/{id}: the name in the URL is looked up first, which may take seconds."""
+    environ, db, posted = bottle.request.environ, app.readers.get().db, read_posted(ids, keyed=not ids)
+    if ids:
+        get_webhook(db, posted.ids["webhook_id"])
+    if "ticketapi.repeated" not in environ:
+        environ["ticketapi.repeated"] = find_replay(db, posted) is not None
+    fields: dict[str, Any] = {}
+    if not environ["ticketapi.repeated"]:
+        fields = beside(partial(read_webhook, posted.fields, private=False, is_new=not ids))
+
+    def change(db: Connection, posted: Posted, checked: object) -> Written:
+        if ids:
+            return Written(200, to_json({"data": update_webhook(db, posted.ids["webhook_id"], fields, posted.now)}))
+        webhook = create_webhook(db, fields, posted.token.user_id, posted.now)
+        return Written(201, to_json({"data": webhook}), f"/api/webhooks/{webhook['id']}")
+
+    return answer_write(app, ids, check=lambda db, posted: None, change=change, keyed=not ids)
+
+
+def show_webhooks(app: Shared) -> bytes:
+    """GET /api/webhooks."""
+    return reply(app, lambda db: to_json({"data": list(map(webhook_resource, list_webhooks(db)))}))
+
+
+def show_webhook(app: Shared, webhook_id: str) -> bytes:
+    """GET /api/webhooks/{id}."""
+    return reply(app, lambda db: to_json({"data": webhook_resource(get_webhook(db, int(webhook_id)))}))
+
+
+def show_deliveries(app: Shared, webhook_id: str) -> bytes:
+    """GET /api/webhooks/{id}/deliveries."""
+    return send(make_answer(deliveries_page(app.readers.get().db, int(webhook_id), asked_feed(app))))
+
+
+def check_webhook(db: Connection, posted: Posted) -> None:
+    """Find a webhook. Raises NotFound."""
+    get_webhook(db, posted.ids["webhook_id"])
+
+
+def destroy_webhook(db: Connection, posted: Posted, checked: object) -> Written:
+    """DELETE /api/webhooks/{id}."""
+    delete_webhook(db, posted.ids["webhook_id"])
+    return Written(204)
+
+
+def try_webhook(db: Connection, posted: Posted, checked: object) -> Written:
+    """POST /api/webhooks/{id}/test and .../deliveries/{id}/retry: what is sent soon."""
+    if "delivery_id" in posted.ids:
+        sent = resend_delivery(db, posted.ids["webhook_id"], posted.ids["delivery_id"], posted.now)
+    else:
+        sent = delivery_resource(add_test(db, posted.ids["webhook_id"], posted.now, begin=False)[1])
+    return Written(202, to_json({"data": sent}))
+
+
+def show_snapshots(app: Shared, name: str = "*") -> bytes:
+    """GET /api/snapshots and GET /api/snapshots/{name}."""
+    found = beside(partial(list_snapshots, app.settings.db, name))
+    return send(make_answer(to_json({"data": found if name == "*" else found[0]})))
+
+
+def change_snapshot(work: Callable[..., dict[str, Any]], app: Shared, name: str, status: int = 200) -> bytes:
+    """Save, restore or delete a snapshot."""
+    record = beside(partial(work, app.settings.db, name, bottle.request.environ["ticketapi.now"]))
+    bottle.response.status = 204 if work is delete_snapshot else status
+    return b"" if work is delete_snapshot else to_json({"data": record})
+
+
+def store_snapshot(app: Shared) -> bytes:
+    """POST /api/snapshots."""
+    errors: dict[str, list[str]] = {}
+    name = check_text(read_posted({}, keyed=False).fields.get("name"), "name", 64, errors)
+    if not re.fullmatch(SNAPSHOT_NAME, name):
+        raise InvalidFields(errors or {"name": [f"The name field must be {SNAPSHOT_WORDS}."]})
+    body = change_snapshot(save_snapshot, app, name, 201)
+    bottle.response.headers["Location"] = f"{base_url(bottle.request.environ)}/api/snapshots/{name}"
+    return body
+
+
+def show_token(app: Shared) -> bytes:
+    """GET /api/token."""
+    return send(make_answer(token_resource(app.readers.get().db, bottle.request.environ["ticketapi.token"].id)))
 
 
 def show_users(app: Shared) -> bytes:
@@ -5274,9 +8732,8 @@ def show_stats(app: Shared) -> bytes:
 
 def show_series(app: Shared) -> bytes:
     """GET /api/series: good for the minute it was asked in."""
-    environ = bottle.request.environ
-    now = environ["ticketapi.now"]
-    asked = parse_series_request(request_query(environ), now)
+    now = desk_time(app)
+    asked = parse_series_request(request_query(bottle.request.environ), now)
     return reply(app, lambda db: to_json(desk_series(db, asked, now)), str(now // MINUTE_MICROSECONDS), str(asked.start))
 
 
@@ -5296,15 +8753,59 @@ def show_audits_summary(app: Shared) -> bytes:
 
 def show_schedule(app: Shared) -> bytes:
     """GET /api/schedule."""
-    now = bottle.request.environ["ticketapi.now"]
-    return send(make_answer(to_json({"data": [job_resource(job, now) for job in app.schedule.jobs]})))
+    now, simulation = desk_time(app), app.readers.get().recall(find_simulation)
+    coming = simulated_jobs(simulation, now) if simulation else {}
+    return send(
+        make_answer(to_json({"data": [job_resource(job, now) | coming.get(job.name, {}) for job in app.schedule.jobs]}))
+    )
+
+
+ANSWER_SECONDS = 1.0  # that a client waits for a clock to advance; then it is told to look again
+
+
+def show_clock(app: Shared) -> bytes:
+    """GET /api/clock."""
+    simulation = app.readers.get().recall(find_simulation)
+    return send(make_answer(to_json({"data": clock_resource(simulation, bottle.request.environ["ticketapi.now"])})))
+
+
+def move_clock(app: Shared) -> bytes:
+    """PUT /api/clock: what happens until then happens beside; 202 when that takes longer than ANSWER_SECONDS."""
+    posted, clock = read_posted({}, keyed=False), app.writer.clock
+    wish = read_wish(posted.fields)
+
+    def move() -> None:
+        with closing(connect(app.settings.db, SCHEDULED)) as db:
+            set_clock(db, wish, posted.now)
+            with suppress(*FAILURES):  # it is set, and goes on by the scheduler
+                work_off(db, clock, ANSWER_SECONDS)
+
+    beside(move)
+    reader = app.readers.get()
+    reader.refresh()
+    simulation = reader.recall(find_simulation)
+    bottle.response.status = 202 if simulation and simulation.target is not None else 200
+    return to_json({"data": clock_resource(simulation, clock.wall())})
+
+
+def control_faults(app: Shared) -> bytes:
+    """GET, PUT and DELETE /api/faults: the rules of this server, others, none."""
+    environ, faults = bottle.request.environ, app.faults
+    if environ["REQUEST_METHOD"] == "PUT":
+        faults.seed, faults.rules = read_faults(read_posted({}, False).fields, FAULTY_ROUTES, environ["ticketapi.now"])
+    elif environ["REQUEST_METHOD"] == "DELETE":
+        faults.seed, faults.rules, bottle.response.status = 0, (), 204
+        return b""
+    body = to_json({"data": {"seed": faults.seed, "faults": faults.rules}})
+    return body if environ["REQUEST_METHOD"] == "PUT" else send(make_answer(body))
 
 
 def show_up(app: Shared) -> bytes:
     """GET /up: the process answers, and its scheduler goes round."""
     if not app.schedule.alive(bottle.request.environ["ticketapi.tick"]):
         raise bottle.HTTPError(503, "The scheduler does not go round.", retry_after="1")
-    return to_json({"status": "up"})
+    faults = len(app.faults.in_force(bottle.request.environ["ticketapi.now"]))
+    return to_json({"status": "up", "faults": faults} if faults else {"status": "up"})
 
 
 def show_metrics(app: Shared) -> bytes:
@@ -5314,6 +8815,7 @@ def show_metrics(app: Shared) -> bytes:
         *desk_metrics(app.readers),
         *audit_metrics(app.audit),
         *schedule_metrics(app.schedule, bottle.request.environ["ticketapi.tick"]),
+        *app.faults.metrics(bottle.request.environ["ticketapi.now"]),
         *wal_metrics(app.settings),
     ]
     bottle.response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
@@ -5351,9 +8853,9 @@ def send_page(page: Page) -> bytes:
     return send(page.answer)
 
 
-def show_options(**_: str) -> bytes:
+def show_options(methods: str, **_: str) -> bytes:
     """OPTIONS on a route that exists: what it supports."""
-    bottle.response.headers["Allow"] = "GET, HEAD"
+    bottle.response.headers["Allow"] = methods
     return b""
 
 
@@ -5362,15 +8864,46 @@ class Route(NamedTuple):
 
     rule: str
     name: str
-    handler: Callable[..., bytes]
+    handler: Callable[..., bytes | Stream]
     ability: str | None = None
     open_locally: bool = False  # asks this machine for no token
+    method: str = "GET"
 
+
+ANY_ABILITY = ""  # whatever a valid token may do
+
+
+def writing(
+    check: Callable[[Connection, Posted], Any],
+    change: Callable[[Connection, Posted, Any], Written],
+    keyed: bool = False,
+    has_body: bool = True,
+    together: Callable[[Connection, Sequence[Posted]], list[Written]] | None = None,
+) -> Callable[..., bytes]:
+    """Return the handler of a write; `together` does several that have no key."""
+    return lambda app, **ids: answer_write(app, ids, check, change, keyed, has_body, together)
+
+
+change_ticket = writing(check_changes, write_changes)
+send_again = writing(check_webhook, try_webhook, has_body=False)
+store_ticket = writing(check_new_ticket, write_new_ticket, keyed=True, together=write_new_tickets)
 
 ROUTES = (
+    Route("/api/tickets", "tickets", search_tickets, READ_TICKETS),
+    Route("/api/tickets", "tickets.store", store_ticket, WRITE_TICKETS, method="POST"),
+    Route("/api/tickets/export", "tickets.export", export_tickets, READ_TICKETS),
     Route("/api/tickets/open", "tickets.open", show_open_tickets, READ_TICKETS),
     Route("/api/tickets/closed", "tickets.closed", show_closed_tickets, READ_TICKETS),
     Route(TICKET, "tickets.show", show_ticket, READ_TICKETS),
+    Route(TICKET, "tickets.update", change_ticket, WRITE_TICKETS, method="PATCH"),
+    Route(TICKET, "tickets.replace", change_ticket, WRITE_TICKETS, method="PUT"),
+    Route(TICKET, "tickets.destroy", writing(check_ticket, write_deletion, has_body=False), WRITE_TICKETS, method="DELETE"),
+    Route(f"{TICKET}/comments", "comments", show_comments, READ_TICKETS),
+    Route(
+        f"{TICKET}/comments", "comments.store", writing(check_comment, write_comment, keyed=True), WRITE_TICKETS, method="POST"
+    ),
+    Route("/api/events", "events", show_events, READ_TICKETS),
+    Route("/api/events/stream", "events.stream", stream_events, READ_TICKETS),
     Route("/api/users", "users", show_users, READ_TICKETS),
     Route(USER, "users.show", show_user, READ_TICKETS),
     Route(f"{USER}/tickets", "users.tickets", show_user_tickets, READ_TICKETS),
@@ -5379,6 +8912,29 @@ ROUTES = (
     Route("/api/audits", "audits", show_audits, READ_AUDITS),
     Route("/api/audits/summary", "audits.summary", show_audits_summary, READ_AUDITS),
     Route("/api/schedule", "schedule", show_schedule, READ_TICKETS),
+    Route("/api/token", "token", show_token, ANY_ABILITY),
+    Route("/api/webhooks", "webhooks", show_webhooks, WRITE_WEBHOOKS),
+    Route("/api/webhooks", "webhooks.store", write_webhook, WRITE_WEBHOOKS, method="POST"),
+    Route(WEBHOOK, "webhooks.show", show_webhook, WRITE_WEBHOOKS),
+    Route(WEBHOOK, "webhooks.update", write_webhook, WRITE_WEBHOOKS, method="PATCH"),
+    Route(
+        WEBHOOK, "webhooks.destroy", writing(check_webhook, destroy_webhook, has_body=False), WRITE_WEBHOOKS, method="DELETE"
+    ),
+    Route(f"{WEBHOOK}/test", "webhooks.test", send_again, WRITE_WEBHOOKS, method="POST"),
+    Route(f"{WEBHOOK}/deliveries", "webhooks.deliveries", show_deliveries, WRITE_WEBHOOKS),
+    Route(
+        f"{WEBHOOK}/deliveries/{ID.format('delivery_id')}/retry", "webhooks.retry", send_again, WRITE_WEBHOOKS, method="POST"
+    ),
+    Route("/api/clock", "clock", show_clock, READ_TICKETS),
+    Route("/api/clock", "clock.update", move_clock, CONTROL_CLOCK, method="PUT"),
+    Route("/api/snapshots", "snapshots", show_snapshots, CONTROL_DESK),
+    Route("/api/snapshots", "snapshots.store", store_snapshot, CONTROL_DESK, method="POST"),
+    Route(SNAPSHOT, "snapshots.show", show_snapshots, CONTROL_DESK),
+    Route(SNAPSHOT, "snapshots.destroy", partial(change_snapshot, delete_snapshot), CONTROL_DESK, method="DELETE"),
+    Route(f"{SNAPSHOT}/restore", "snapshots.restore", partial(change_snapshot, restore_snapshot), CONTROL_DESK, method="POST"),
+    Route("/api/faults", "faults", control_faults, CONTROL_FAULTS),
+    Route("/api/faults", "faults.replace", control_faults, CONTROL_FAULTS, method="PUT"),
+    Route("/api/faults", "faults.destroy", control_faults, CONTROL_FAULTS, method="DELETE"),
     Route("/metrics", "metrics", show_metrics, READ_METRICS, open_locally=True),
     Route("/up", "up", show_up),
     Route("/ready", "ready", show_ready),
@@ -5386,6 +8942,7 @@ ROUTES = (
     Route("/", "dashboard", show_dashboard),
     Route("/docs", "docs", show_reference),
 )
+FAULTY_ROUTES = [route.name for route in ROUTES if route.name.partition(".")[0] not in NEVER_FAULTY]
 
 
 def make_app(
@@ -5395,6 +8952,9 @@ def make_app(
     clock: Clock,
     traffic: Traffic | None = None,
     schedule: Schedule | None = None,
+    writer: Writer | None = None,
+    broadcast: Broadcast | None = None,
+    faults: Faults | None = None,
 ) -> bottle.Bottle:
     """Return a WSGI application of its own, which shares nothing with another but what it is given."""
     traffic, schedule = traffic or Traffic(clock.wall()), schedule or Schedule((), clock.monotonic())
@@ -5407,22 +8967,30 @@ def make_app(
     hook = AuditHook(settings, audit, clock, traffic, authenticate.admit)
     app.add_hook("before_request", catch_errors.apply(hook.before))
     app.add_hook("after_request", hook.after)
-    for plugin in (catch_errors, authenticate, throttle, Authorize()):  # outermost first
+    faults = faults or Faults()
+    for plugin in (catch_errors, authenticate, throttle, Authorize(), Spoil(faults, catch_errors.apply)):  # outermost first
         app.install(plugin)
     limits, files = (throttle.buckets, authenticate.strangers), (load_page("dashboard.html"), load_page("docs.html"))
-    description, readiness = make_answer(describe_api()), Readiness(settings.db)
-    shared = Shared(settings, readers, audit, traffic, schedule, *limits, readiness, description, *files)
-    for rule, name, handler, ability, open_locally in ROUTES:
-        app.route(rule, "GET", partial(handler, shared), name=name, ability=ability, open_locally=open_locally)
-        app.route(rule, "OPTIONS", show_options)
+    description, looks = make_answer(describe_api()), (Readiness(settings.db), faults)
+    writer, broadcast = writer or Writer(settings.db, clock), broadcast or Broadcast(settings.db, clock)
+    shared = Shared(settings, readers, audit, writer, broadcast, traffic, schedule, *limits, *looks, description, *files)
+    methods: dict[str, list[str]] = defaultdict(list)
+    for rule, name, handler, ability, open_locally, method in ROUTES:
+        app.route(rule, method, partial(handler, shared), name=name, ability=ability, open_locally=open_locally)
+        methods[rule].append(method)
+    for rule in methods:
+        app.route(rule, "OPTIONS", partial(show_options, allowed_methods(methods[rule])))
     return app
 
 
 # ======================================================================================================================
-# Room 15. Jobs: what a server does by itself, on wall-clock boundaries, in one thread. Uses operations.
+# Room 24. Jobs: what a server does by itself, on wall-clock boundaries, in one thread. Uses operations.
 # ======================================================================================================================
 
+TURN_SECONDS = 0.9  # that the simulation takes of a second when there is much to do
 PRUNE_STEPS = 50  # such transactions in one turn of the scheduler, which takes less than a second
+MAX_TRIES = 40  # of all webhooks that are under way
+STOP_TRIES_SECONDS = 1.5  # for their answers, when the server stops
 STOP_SECONDS = 8.0  # what requests in flight and the running job get, together, when the server stops: it ends within ten
 
 
@@ -5509,7 +9077,8 @@ def scheduled_jobs(
         def run_here(now: int) -> Outcome:
             step = every * MICROSECONDS
             with closing(connect(settings.db, SCHEDULED)) as db, transaction(db):
-                return run(db, now) if claim_boundary(db, name, now // step * step, step) else Outcome(None, elsewhere=True)
+                is_ours = not find_simulation(db) and claim_boundary(db, name, now // step * step, step)
+                return run(db, now) if is_ours else Outcome(None, elsewhere=True)
 
         return Job(name, every, run_here)
 
@@ -5522,19 +9091,70 @@ def scheduled_jobs(
     return [job for job in jobs if job.every]
 
 
+@dataclass(eq=False)
+class Simulator:
+    """Lets a desk with a rhythm or a clock of its own go on, a turn each second."""
+
+    place: Place
+    clock: Clock
+    jobs: Sequence[Job]  # what happens counts as runs of those of its name
+    idle: bool = False  # nothing happens by itself; an advance that was asked for is ended all the same
+    _db: Connection | None = None
+    _failing: bool = False
+
+    def turn(self) -> None:
+        """Let happen what is due, for most of a second; a failure is logged when it begins, and the next turn tries again."""
+        try:
+            self._db = self._db or connect(self.place, SCHEDULED)
+            self._note(work_off(self._db, self.clock, TURN_SECONDS, self.idle))
+            self._failing = False
+        except Exception as error:
+            if not self._failing:
+                log.error("the simulation cannot go on, tried again every second: %s: %s", self.place, error)
+            self._failing = True
+            self.close()
+
+    def _note(self, turn: Turn) -> None:
+        """Count what happened as runs of the jobs that it stands for."""
+        done = {"generate": (turn.arrivals, "generated"), "process": (turn.closings, "processed")}
+        for job in self.jobs:
+            count, name = done.get(job.name, (0, ""))
+            if count and self._db:
+                now = desk_now(self._db, self.clock.wall())
+                job.past = job.past._replace(
+                    runs=job.past.runs + count, last_at=now, last_status="ok", last_result={name: count}
+                )
+
+    def rest(self) -> None:
+        """Let the clock stand where it is, as the server stops."""
+        with suppress(Exception), closing(connect(self.place, SCHEDULED._replace(wait_ms=500))) as db:
+            if find_simulation(db):  # others may hold the desk, and the stop has an end
+                rest_clock(db, self.clock.wall())
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        db, self._db = self._db, None
+        if db:
+            with suppress(*FAILURES):
+                db.close()
+
+
 class Scheduler(Schedule):
     """The thread around `run_due_jobs`. One thread, so no job ever overlaps itself or another."""
 
-    def __init__(self, jobs: Sequence[Job], clock: Clock, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], clock: Clock, stop: threading.Event | None = None, simulator: Simulator | None = None
+    ) -> None:
         """Take the jobs, and an event that ends the thread; `start` starts it."""
         super().__init__(jobs, clock.monotonic())
-        self.clock = clock
+        self.clock, self.simulator = clock, simulator
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
     def start(self) -> None:
         """Begin to run the jobs, if there are any."""
-        if self.jobs:
+        if self.jobs or self.simulator:
             self._thread.start()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
@@ -5542,18 +9162,132 @@ class Scheduler(Schedule):
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(max(0.0, seconds))
+        if self.simulator and self._thread.ident:
+            self.simulator.rest()
 
     def _loop(self) -> None:
         """Look once a second, on the second, whether a job is due."""
         while True:
             run_due_jobs(self.jobs, self.clock.wall())
+            if self.simulator:
+                self.simulator.turn()
             self.heartbeat = self.clock.monotonic()
             if self._stop.wait(1 - self.clock.wall() % MICROSECONDS / MICROSECONDS):
                 return
 
 
+def make_scheduler(settings: Settings, seed: int, audit: AuditLog, clock: Clock, stop: threading.Event) -> Scheduler:
+    """Return what lets a desk live until the event is set."""
+    jobs = scheduled_jobs(settings, seed, audit, stop.wait)
+    simulator = Simulator(settings.db, replace(clock, pause=stop.wait), jobs, settings.no_scheduler)
+    return Scheduler(jobs, clock, stop, simulator)
+
+
+def start_shrinking(places: Iterable[Place], clock: Clock, stop: threading.Event) -> threading.Thread:
+    """Start a thread that looks after write-ahead logs once a second, so that the event loop need not wait for the disk."""
+
+    def look() -> None:
+        while not stop.wait(1):
+            for place in places:
+                shrink_wal(place, clock.wall())
+
+    thread = threading.Thread(target=look, name="shrinker", daemon=True)
+    thread.start()
+    return thread
+
+
+class Deliveries:
+    """Tells webhooks of changes: a thread that looks once a second, and one for each try that is under way."""
+
+    def __init__(self, place: Place, clock: Clock, bits: Bits, resolve: Resolver = resolve_host) -> None:
+        """Take the desk; nothing is looked at before `start`."""
+        self.place, self.clock, self.bits, self.resolve = place, clock, bits, resolve
+        self._flying: dict[int, set[int]] = defaultdict(set)  # deliveries under way, by webhook
+        self._replies: deque[tuple[Mapping[str, Any], Reply]] = deque()  # what came of tries
+        self._ended: dict[int, list[tuple[Mapping[str, Any], Reply]]] = defaultdict(list)  # and is to be written, by webhook
+        self._claims: dict[int, int] = {}
+        self._db: Connection | None = None
+        self._failing, self._stopping, self._wake = False, False, threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="deliveries", daemon=True)
+
+    def start(self) -> Deliveries:
+        """Begin to deliver, and return itself."""
+        self._thread.start()
+        return self
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Begin no more tries, and wait for those under way, but not long: they are made again by the next server."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, seconds))
+
+    def turn(self, now: int) -> None:
+        """Write down what came of tries, and begin those that are due."""
+        db = self._db = self._db or connect(self.place, SCHEDULED._replace(views=True))
+        while self._replies:
+            delivery, came = self._replies.popleft()
+            self._ended[delivery["webhook_id"]].append((delivery, came))
+            self._flying[delivery["webhook_id"]].discard(delivery["id"])
+        work = set() if self._stopping else webhooks_with_work(db, self._claims, now)
+        for webhook_id in sorted(work | self._ended.keys()):
+            self._serve(db, webhook_id, now)
+
+    def _serve(self, db: Connection, webhook_id: int, now: int) -> None:
+        """Take the turn of one webhook, and make its tries once they are written down."""
+        flying, ended = self._flying[webhook_id], self._ended.get(webhook_id, [])
+        room = MAX_TRIES - sum(map(len, self._flying.values()))  # beyond it each webhook has one: who hangs holds up nobody
+        room = 0 if self._stopping else min(MAX_UNANSWERED - len(flying), max(room, not flying))
+        if not (room or ended):
+            return
+        tries: list[dict[str, Any]] = []
+        with transaction(db), suppress(NotFound):
+            webhook = get_webhook(db, webhook_id)
+            free = may_claim(webhook, self._claims.get(webhook_id), now)
+            tries = take_turn(db, webhook, ended, flying, room if free else 0, now, self.bits)
+            self._claims[webhook_id] = webhook["busy_until"] if free else 0
+        self._ended.pop(webhook_id, None)
+        for delivery in tries:
+            threading.Thread(target=self._try, args=(webhook, delivery, now), name="delivery", daemon=True).start()
+            flying.add(delivery["id"])
+
+    def _try(self, webhook: Mapping[str, Any], delivery: Mapping[str, Any], now: int) -> None:
+        """Make one try, in a thread of its own."""
+        self._replies.append((delivery, send_message(webhook, delivery, now, self.clock.monotonic, self.resolve)))
+        self._wake.set()
+
+    def _look(self) -> None:
+        """Take a turn; a failure is logged when it begins, and the next turn tries again, with a connection of its own."""
+        try:
+            self.turn(self.clock.wall())
+            self._failing = False
+        except Exception as error:
+            if not self._failing:
+                log.error("webhooks cannot be told, tried again every second: %s: %s", self.place, error)
+            self._failing = True
+            self._close()
+
+    def _close(self) -> None:
+        """Close the connection."""
+        db, self._db = self._db, None
+        if db:
+            with suppress(*FAILURES):
+                db.close()
+
+    def _loop(self) -> None:
+        """Take turns until the end, and then for as long as tries may still be answered."""
+        end = math.inf
+        while self.clock.monotonic() < end:
+            self._look()
+            if self._stopping:
+                end = min(end, self.clock.monotonic() + STOP_TRIES_SECONDS if any(self._flying.values()) else 0.0)
+            self._wake.wait(0.1 if self._stopping else 1.0)
+            self._wake.clear()
+        self._close()
+
+
 # ======================================================================================================================
-# Room 16. Server: sockets, Waitress, stopping without losing a request, systemd. Knows nothing of tickets.
+# Room 25. Server: sockets, Waitress, stopping without losing a request, systemd. Knows nothing of tickets.
 # ======================================================================================================================
 
 REQUEST_SECONDS = 8.0  # for a request to arrive, and an answer to be taken; the server looks once a second: cut within ten
@@ -5644,22 +9378,20 @@ def notify_systemd(environ: Mapping[str, str], state: str) -> None:
 def check_header(header: bytes) -> None:
     """Refuse a header, in lower case, that a proxy before us could read differently (RFC 9112, sections 5.2, 6.1 and 6.3).
 
-    That is one with no single length for its body, with two hosts or tokens, or with a folded line.
+    That is one with no single length for its body, with two hosts, tokens or keys, or with a folded line. Raises ValueError.
     """
-    from waitress.parser import ParsingError
-
     if b"\n " in header or b"\n\t" in header:
-        raise ParsingError("folded line")
-    if header.count(b"\nhost:") > 1 or header.count(b"\nauthorization:") > 1:
-        raise ParsingError("repeated field")
+        raise ValueError("folded line")
+    if any(header.count(b"\n%b:" % name) > 1 for name in (b"host", b"authorization", b"idempotency-key")):
+        raise ValueError("repeated field")
     codings = header.count(b"\ntransfer-encoding:")
     if codings + header.count(b"\ncontent-length:") > 1:
-        raise ParsingError("more than one framing")
+        raise ValueError("more than one framing")
     if codings:
         coding = header.partition(b"\ntransfer-encoding:")[2].partition(b"\n")[0]
         is_empty, first_line = not coding.strip(b", \t\r"), header.partition(b"\r\n")[0]
         if is_empty or coding.count(b"chunked") > 1 or not first_line.endswith(b"/1.1"):
-            raise ParsingError("no coding, chunked twice, or not HTTP/1.1")
+            raise ValueError("no coding, chunked twice, or not HTTP/1.1")
 
 
 def parse_header(parser: Any, header: bytes) -> None:
@@ -5668,15 +9400,16 @@ def parse_header(parser: Any, header: bytes) -> None:
     A target that urllib cannot parse is refused; else the connection would end without an answer. The authority of an absolute
     target counts, not Host (RFC 9112, section 3.2.2). Connection is a list, of which two words concern us (RFC 9110, 7.6.1).
     """
-    from waitress.parser import HTTPRequestParser, ParsingError
-    from waitress.utilities import Error
-
-    check_header(header.lower())
     try:
-        HTTPRequestParser.parse_header(parser, header)
+        check_header(header.lower())
+        super(type(parser), parser).parse_header(header)
     except ValueError as error:
-        raise ParsingError("bad target") from error
+        from waitress.parser import ParsingError
+
+        raise ParsingError(str(error)) from error
     if parser.version and not parser.version.startswith("1."):
+        from waitress.utilities import Error
+
         parser.error = type("WrongVersion", (Error,), {"code": 505, "reason": "HTTP Version Not Supported"})(parser.version)
     if parser.proxy_netloc:
         parser.headers["HOST"] = parser.proxy_netloc
@@ -5687,9 +9420,9 @@ def parse_header(parser: Any, header: bytes) -> None:
 
 def refuse(task: Any) -> None:
     """Answer a request that the parser refused, in JSON; replaces the `execute` of Waitress's ErrorTask."""
-    error = task.request.error
-    log.info("refused a request from %s: %d %s", task.channel.addr[0], error.code, error.reason)
-    headers = task.channel.server.refused(error.code, task.request.headers.get("ORIGIN", ""))
+    error, request_id = task.request.error, choose_request_id(task.request.headers.get("X_REQUEST_ID", ""))
+    log.info("refused a request from %s: %d %s %s", task.channel.addr[0], error.code, error.reason, request_id)
+    headers = task.channel.server.refused(error.code, task.request.headers.get("ORIGIN", "")) | {"X-Request-Id": request_id}
     body = to_json({"message": REFUSALS.get(error.code, "Server Error")})
     task.status = f"{error.code} {error.reason}"
     task.response_headers.extend((COMMON_HEADERS | headers).items())
@@ -5713,14 +9446,12 @@ def build_header(task: Any) -> bytes:
     Waitress would capitalise and sort the names, for nothing. It still writes the header of answers that end the connection or
     have no body. Once the server stops, the last answer of a connection says so, so that no more requests are sent.
     """
-    from waitress.task import Task
-
     channel, headers = task.channel, task.request.headers
     if channel.server.stopping and not channel.unread:
         headers["CONNECTION"] = "close"
     length = ("Content-Length", str(task.content_length))
     if task.version != "1.1" or "CONNECTION" in headers or not task.has_body or length not in task.response_headers:
-        return bytes(Task.build_response_header(task))
+        return bytes(super(type(task), task).build_response_header())
     lines = [f"HTTP/1.1 {task.status}", *map(": ".join, task.response_headers)]
     lines += ("Server: ticketapi", f"Date: {http_date(int(task.start_time))}", "\r\n")
     return "\r\n".join(lines).encode("latin-1")
@@ -5731,11 +9462,45 @@ def keep_open_without_body(task: Any) -> None:
 
     Waitress closes it, as for any answer without a length, but these end with their headers (RFC 9112, section 6.3).
     """
-    from waitress.task import Task
-
     asked_to_close = task.request.headers.get("CONNECTION", "").lower() == "close"
     if task.has_body or task.version == "1.0" or asked_to_close:
-        Task.set_close_on_finish(task)
+        super(type(task), task).set_close_on_finish()
+
+
+def begin_environ(task: Any) -> Any:
+    """Return the environ of a request, the same each time it is asked; replaces, and calls, Waitress's get_environment."""
+    environ = task.request.environ = task.request.environ or super(type(task), task).get_environment()
+    environ.setdefault("ticketapi.outcomes", [])
+    environ["ticketapi.call"], environ["wsgi.file_wrapper"] = task.channel.server.call, partial(keep_open, task)
+    return environ
+
+
+def keep_open(task: Any, stream: Stream) -> Iterator[bytes]:
+    """Send the header of a stream, and leave the app: all else goes by `pass_on`."""
+    stream.connection, task.request.headers["CONNECTION"] = task.channel, "close"
+    task.write(b"")
+    task.channel.stream = stream
+    stream.wake = partial(task.channel.server.call, partial(pass_on, task, stream))
+    stream.wake()
+    raise Parked
+    yield b""
+
+
+def pass_on(task: Any, stream: Stream) -> None:
+    """Send what waits of a stream, in the loop, and end one that is closed, or that its client does not take."""
+    channel, is_last = task.channel, stream.closed
+    if not (channel.connected and channel.stream):
+        return
+    channel.current_outbuf_count, is_full = 2**31, channel.total_outbufs_len > MAX_UNREAD  # a buffer keeps what was sent of it
+    task.write(stream.read())
+    if is_last:
+        task.finish()
+        channel.stream, channel.close_when_flushed = None, True
+        channel.requests.pop().close()
+    channel.handle_write()
+    if is_full and channel.total_outbufs_len > MAX_UNREAD:  # one event may be larger, and its client still take it
+        log.info("a client of a stream does not read; closed")
+        channel.handle_close()
 
 
 class LoopDispatcher:
@@ -5774,10 +9539,21 @@ class LoopDispatcher:
 
 def send_unless_held(channel: Any, do_close: bool = True) -> bool:
     """Send what there is to send, but nothing before `settle`; replaces, and calls, Waitress's HTTPChannel._flush_some."""
-    from waitress.channel import HTTPChannel
+    return not channel.holding and bool(super(type(channel), channel)._flush_some(do_close))
 
-    flush: Callable[..., bool] = HTTPChannel.__dict__["_flush_some"]
-    return not channel.holding and flush(channel, do_close)
+
+def queue_answer(channel: Any, data: Any) -> int:
+    """Queue a part of an answer; replaces, and calls, the `write_soon` of Waitress's HTTPChannel.
+
+    Of large bytes Waitress makes a copy: a thousand clients that did not read the description of the API cost 220 MB.
+    """
+    if type(data) is bytes and len(data) > 65_536:
+        from waitress.buffers import ReadOnlyFileBasedBuffer
+
+        shared = ReadOnlyFileBasedBuffer(io.BytesIO(data))  # which shares them
+        shared.prepare(len(data))
+        data = shared
+    return int(super(type(channel), channel).write_soon(data))
 
 
 def receive(channel: Any, data: bytes) -> bool:
@@ -5786,6 +9562,8 @@ def receive(channel: Any, data: bytes) -> bool:
     Waitress reads and answers all requests that come together, whether or not the client takes the answers: 273 small requests
     in 8 kB made 21 MB of them. Here the rest waits as bytes until the answers before it are taken, and nothing more is read.
     """
+    if channel.stream:  # its client has nothing more to say
+        return True
     if data.startswith(b"\x16\x03") and not (channel.unread or channel.request):  # a ClientHello (RFC 8446, section 5.1)
         log.info("%s speaks TLS, which a proxy before this server has to do; closed", channel.addr[0])
         channel.handle_close()
@@ -5811,18 +9589,35 @@ def may_go_on(channel: Any) -> bool:
 
 
 def is_readable(channel: Any) -> bool:
-    """Tell whether to read more of a connection; replaces, and calls, the `readable` of Waitress's HTTPChannel."""
-    from waitress.channel import HTTPChannel
+    """Tell whether to read more of a connection; replaces, and calls, the `readable` of Waitress's HTTPChannel.
 
-    return not channel.unread and bool(HTTPChannel.readable(channel))
+    Of a stream we want to know when its client leaves.
+    """
+    return bool(channel.stream or (not channel.unread and super(type(channel), channel).readable()))
 
 
 def serve_request(channel: Any) -> None:
-    """Answer a request, and count it; replaces, and calls, the `service` of Waitress's HTTPChannel."""
-    from waitress.channel import HTTPChannel
-
+    """Answer a request, and count it, or park it; replaces, and calls, the `service` of Waitress's HTTPChannel."""
     channel.served += 1
-    HTTPChannel.service(channel)
+    request = channel.requests[0]
+    try:
+        super(type(channel), channel).service()
+    except Parked as parked:
+        for future in parked.args:
+            future.add_done_callback(partial(resume, channel, request))
+    except Reset:  # by RST (SO_LINGER, socket(7)); a Unix socket has none, and just ends
+        with suppress(OSError):
+            channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, (1).to_bytes(4, sys.byteorder) + bytes(4))
+        channel.requests, channel.close_when_flushed = [], True
+        channel.server.pull_trigger()
+    else:
+        (request.environ or {}).clear()  # it leads to the task, which leads to it: rings are freed late, and at a cost
+
+
+def resume(channel: Any, request: Any, future: Future[Any]) -> None:
+    """Have the app asked again, now that what its request waits for is there."""
+    request.environ["ticketapi.outcomes"].append(future)
+    channel.server.call(partial(channel.server.add_task, channel))
 
 
 def channel_class() -> type:
@@ -5831,18 +9626,25 @@ def channel_class() -> type:
     from waitress.parser import HTTPRequestParser
     from waitress.task import ErrorTask, WSGITask
 
-    answers = {"build_response_header": build_header, "set_close_on_finish": keep_open_without_body}
+    answers = {
+        "build_response_header": build_header,
+        "set_close_on_finish": keep_open_without_body,
+        "get_environment": begin_environ,
+        "logger": logging.getLogger("waitress.queue"),  # which says nothing: bodies may be cut on purpose
+    }
     parts = {
-        "parser_class": type("StrictParser", (HTTPRequestParser,), {"parse_header": parse_header}),
+        "parser_class": type("StrictParser", (HTTPRequestParser,), {"parse_header": parse_header, "environ": None}),
         "task_class": type("AnswerTask", (WSGITask,), answers),
         "error_task_class": type("JsonErrorTask", (ErrorTask,), {"execute": refuse}),
         "holding": False,
+        "stream": None,
         "unread": b"",
         "served": 0,  # requests
         "received": receive,
         "readable": is_readable,
         "service": serve_request,
         "_flush_some": send_unless_held,
+        "write_soon": queue_answer,
     }
     return type("JsonChannel", (HTTPChannel,), parts)
 
@@ -5851,6 +9653,7 @@ class Server:
     """Waitress around one app: `run` until `stop`, then answer what is in flight."""
 
     deadline = math.inf  # monotonic seconds, once it stops
+    _loop = 0  # the thread which runs it
 
     def __init__(
         self,
@@ -5867,10 +9670,11 @@ class Server:
         self._map: dict[int, Any] = {}
         self._connections = max(8, min(MAX_CONNECTIONS, raise_file_limit() - RESERVED_FILES))
         self._spare = min(SPARE_CONNECTIONS, self._connections // 4)
-        self._stopping = False
         self._slow: dict[Any, float] = {}  # what arrives or is taken, and when it was first seen
         self._behind: set[Any] = set()  # connections that have sent more requests than have been begun
         self._in_loop = LoopDispatcher(settle) if settings.threads == 1 else None
+        self._calls: list[tuple[float, Callable[[], object]]] = []  # to make in the loop, from a moment on
+        self._lock, self._woken, self._stopping = threading.Lock(), False, False
         # No thread waits for a client to take an answer: one answer of a connection is all that ever waits.
         sending: dict[str, Any] = {"_dispatcher": self._in_loop, "outbuf_high_watermark": 2**31}
         create_server(
@@ -5898,12 +9702,13 @@ class Server:
             listener.refused = refused
             listener.stopping = False
             listener.behind = self._behind
+            listener.call = self.call
             if self._in_loop:
                 listener.pull_trigger = lambda: None  # there is no other thread to wake the loop
 
     def run(self, beat: Callable[[], None]) -> None:
         """Serve until `stop` is called; `beat` is called about once a second."""
-        beaten = time.monotonic()
+        beaten, self._loop = time.monotonic(), threading.get_ident()
         while not self._stopping:
             self._turn(1.0)
             if time.monotonic() - beaten >= 1:
@@ -5919,10 +9724,26 @@ class Server:
             listener.stopping = True
         self._listeners[0].trigger.pull_trigger()
 
+    def call(self, thunk: Callable[[], object], seconds: float = 0.0) -> None:
+        """Have something called in the loop, from any thread, after some seconds."""
+        with self._lock:
+            self._calls.append((time.monotonic() + seconds, thunk))
+            if not self._woken and threading.get_ident() != self._loop:
+                self._woken = True
+                self._listeners[0].trigger.pull_trigger()
+
+    def _make_calls(self) -> None:
+        """Call what is to be called by now."""
+        with self._lock:
+            self._woken, now, calls, self._calls = False, time.monotonic(), self._calls, []
+        for call in calls:
+            call[1]() if min(call[0], self.deadline - 2) <= now else self._calls.append(call)  # nobody waits beyond the end
+
     def _cut_slow_clients(self, now: float) -> None:
         """Close connections whose request arrives, or whose answer is taken, too slowly: they would use up all there are."""
         slow: dict[Any, Any] = {channel.request: channel for channel in self._channels() if channel.request is not None}
-        slow |= {(channel, channel.served): channel for channel in self._channels() if channel.total_outbufs_len}
+        late = [channel for channel in self._channels() if channel.total_outbufs_len and not channel.stream]
+        slow |= {(channel, channel.served): channel for channel in late}
         self._slow = {key: self._slow.get(key, now) for key in slow}
         for key, since in self._slow.items():
             if now - since > REQUEST_SECONDS:
@@ -5934,7 +9755,10 @@ class Server:
 
         self._behind -= {channel for channel in self._behind if not channel.connected}
         ready = [channel for channel in self._behind if may_go_on(channel)]
-        wasyncore.loop(timeout=0 if ready else timeout, use_poll=True, map=self._map, count=1)
+        wait = min([timeout, *(moment - time.monotonic() for moment, _ in self._calls)]) if self._calls else timeout
+        wasyncore.loop(timeout=0 if ready or wait <= 0 else wait + 0.001, use_poll=True, map=self._map, count=1)  # cut to ms
+        for _ in range(2 if self._calls else 0):  # the second time what the first has called for: who was parked goes on
+            self._make_calls()
         for channel in filter(may_go_on, ready):
             channel.received(b"")
         if self._in_loop:
@@ -5965,9 +9789,14 @@ class Server:
             wasyncore.dispatcher.close(listener)  # not listener.close(): that would end the trigger answers need
         while (left := self.deadline - time.monotonic()) > 0:
             self._turn(0.1)
+            for channel in self._channels():
+                if channel.stream and not channel.stream.ends:
+                    channel.stream.close()
             if not any(is_busy(channel, STOP_SECONDS - left) for channel in self._channels()):
                 break
         self._listeners[0].task_dispatcher.shutdown(timeout=1)
+        with self._lock:
+            self._woken = True  # for good: the trigger's descriptor may soon be another file's
         wasyncore.close_all(self._map)
 
 
@@ -5981,7 +9810,7 @@ def is_busy(channel: Any, passed: float) -> bool:
 
 
 # ======================================================================================================================
-# Room 17. Options: tables of options and commands, the parser, flag over variable over default. Touches argv and environ.
+# Room 26. Options: tables of options and commands, the parser, flag over variable over default. Touches argv and environ.
 # ======================================================================================================================
 
 
@@ -6029,12 +9858,17 @@ def read_proxy(text: str) -> str:
     raise ValueError(f"{text!r} is not the address of one proxy; write 127.0.0.1, or unix for the peer of a Unix socket")
 
 
-def read_ability(text: str) -> str:
-    """Read what a token may do."""
-    if text not in ABILITIES:
-        raise ValueError(
-            f"{text!r} is no ability; write {', '.join(ABILITIES[:-1])} or {ABILITIES[-1]}, one with each --ability"
-        )
+def read_word(text: str, words: Sequence[str], what: str, more: str = "") -> str:
+    """Read one of some words."""
+    if text not in words:
+        raise ValueError(f"{text!r} is {what}; write {', '.join(words[:-1])} or {words[-1]}{more}")
+    return text
+
+
+def read_event(text: str) -> str:
+    """Read a type of event."""
+    if text not in EVENT_TYPES:
+        raise ValueError(f"{text!r} is no type of event; write {', '.join(EVENT_TYPES)}, one with each --event")
     return text
 
 
@@ -6045,11 +9879,26 @@ def read_origin(text: str) -> str:
     return text
 
 
-def read_level(text: str) -> str:
-    """Read the name of a log level."""
-    if text not in ("debug", "info", "warning", "error"):
-        raise ValueError(f"{text!r} is not a log level; write debug, info, warning or error")
+def read_format(text: str) -> str:
+    """Read how tickets are written."""
+    if text not in ("table", "json", "jsonl", "csv"):
+        raise ValueError(f"{text!r} is no format; write table, json, jsonl or csv")
     return text
+
+
+def read_rhythm(text: str) -> Profile:
+    """Read a profile, by the name of one that ticketapi brings along or from a file."""
+    if not text.endswith(".json"):
+        return find_profile(read_word(text, tuple(shipped_profiles()), "no profile", ", or a file that ends in .json"))
+    try:
+        with open(text, "rb") as file:
+            content = file.read(MAX_PROFILE_BYTES + 1)
+        if len(content) > MAX_PROFILE_BYTES:
+            raise ValueError(f"larger than {MAX_PROFILE_BYTES // 1000} kB, which no profile is")
+        return read_profile(json.loads(content))
+    except (OSError, ValueError, RecursionError, TicketApiError) as error:
+        why = getattr(error, "strerror", None) or str(error).removeprefix("profile: ")
+        raise ValueError(f"{text}: {why}") from None
 
 
 def read_switch(text: str) -> bool:
@@ -6058,6 +9907,11 @@ def read_switch(text: str) -> bool:
     if text.lower() not in answers:
         raise ValueError(f"{text!r} is neither 1 nor 0")
     return answers[text.lower()]
+
+
+read_ability = partial(read_word, words=ABILITIES, what="no ability", more=", one with each --ability")
+MAX_PROFILE_BYTES = 64_000
+read_level = partial(read_word, words=("debug", "info", "warning", "error"), what="not a log level")
 
 
 OPTIONS = {
@@ -6072,20 +9926,30 @@ OPTIONS = {
         Option("--no-scheduler", "let no ticket arrive or be closed by itself, and prune no audit log"),
         Option("--generate-every", "how often a ticket arrives; 0 is never", "DURATION", read_duration),
         Option("--process-every", "how often a ticket is closed; 0 is never", "DURATION", read_duration),
+        Option(
+            "--profile", "rhythm: steady, office, busy, incident or a .json file; steady without it", "PROFILE", read_rhythm
+        ),
         Option("--audit-keep", "how long rows of the audit log are kept; 0 is for ever", "DURATION", read_duration),
         Option("--cors-origin", "whose pages may read answers; may be repeated; * all, off none", "ORIGIN", read_origin, True),
         Option("--trusted-proxy", "address of the proxy whose X-Forwarded-* is believed, or unix", "ADDRESS", read_proxy),
         Option("--log-level", "debug (with a line for each request), info, warning or error", "LEVEL", read_level),
-        Option("--demo", "fill an empty desk with 10,000 tickets of 90 days and make a token"),
+        Option("--clock", "start a clock of the desk's own, such as 2025-01-01, or now,60x", "START[,SPEED]", read_clock),
+        Option("--reset", "restore a snapshot before anything else", "NAME", read_snapshot_name),
+        Option("--demo", "fill an empty desk with 10,000 tickets of 90 days and make a token that may read all"),
+        Option("--faults", "file of rules by which requests go wrong", "FILE", read_text),
         Option("--count", "how many tickets", "N", number_in(-(10**9), 10**9)),
-        Option("--seed", "number that the tickets are derived from; random without it", "N", number_in(0, 2**63 - 1)),
+        Option("--seed", "number that tickets derive from; random without it, 1 with --demo", "N", number_in(0, 2**63 - 1)),
         Option("--since", "spread the tickets over that time until now and close all but a backlog", "DURATION", read_duration),
         Option("--limit", "how many tickets at most; 0 is all", "N", number_in(0, 10**9), name="tickets_limit"),
+        Option("--format", "table, json, jsonl or csv; the last two tell closed_at and can be imported", "FORMAT", read_format),
         Option("--watch", "look again every 2 seconds, until Ctrl-C; in place on a terminal, elsewhere when something changed"),
         Option("--name", "what the token is for", "NAME", read_text),
         Option("--user", "owner of the token, who is created when unknown", "EMAIL", read_email),
         Option("--ability", "what the token may do; may be repeated; * is everything", "ABILITY", read_ability, True),
         Option("--expires", "how long the token works; 0 is for ever", "DURATION", read_duration),
+        Option("--event", "what to tell of; may be repeated; all without it", "TYPE", read_event, True),
+        Option("--name", "what the webhook is for; its host without it", "NAME", read_text, name="webhook_name"),
+        Option("--limit", "how many deliveries at most; 0 is all", "N", number_in(0, 10**9), name="deliveries_limit"),
         Option("--user", "requests of this user alone, by id or e-mail address", "USER", read_user, name="audit_user"),
         Option("--token", "requests with this token alone, by its id", "ID", read_id, name="audit_token"),
         Option("--status", "requests answered so alone: 404, or 4xx", "STATUS", read_status, name="audit_status"),
@@ -6096,7 +9960,8 @@ OPTIONS = {
         Option("--older-than", "delete the rows older than this", "DURATION", read_duration),
         Option("--repair", "rebuild the counters from the tickets"),
         Option("--audit", "copy the audit log too, with -audit before the suffix of DEST"),
-        Option("--force", "replace DEST if it is there"),
+        Option("--force", "replace what is there of that name"),
+        Option("--audit", "take the log of requests in the original's file too", name="import_audit"),
     )
 }
 
@@ -6113,89 +9978,118 @@ class Command(NamedTuple):
 GROUPS = (
     ("Run it", ("serve",)),
     ("Tickets", ("generate", "process", "tickets", "stats")),
+    ("Simulation", ("clock", "snapshot")),
     ("Access", ("token",)),
-    ("Look after it", ("audit", "check", "backup", "copy")),
+    ("Webhooks", ("webhook",)),
+    ("Look after it", ("audit", "check", "backup", "copy", "import")),
 )  # of commands, by their first words
 
 
+COMMAND_LINES = """
+serve: answer HTTP requests and let the desk live
+    db host port rate threads no_scheduler generate_every process_every profile audit_keep cors_origin trusted_proxy
+    log_level demo clock seed faults reset
+    serve --demo | serve --port 9000 --rate 0 | serve --db /srv/desk.db --generate-every 10s --process-every 15s
+generate: add tickets now, or a history of them
+    db count seed since json
+    generate --count 50 | generate --count 1000000 --seed 7 | generate --count 10000 --since 90d
+process: close the oldest open tickets
+    db count json
+    process | process --count 100 --json
+tickets: list the open, closed or all tickets, or show one
+    db tickets_limit format json
+    tickets | tickets closed --limit 50 | tickets 9842 | tickets all --limit 0 --format csv
+stats: show how many tickets wait, for how long, and who wrote most
+    db watch json
+    stats | stats --watch | stats --json
+clock: show the clock of the desk
+    db json
+    clock | clock --json
+clock freeze: let the clock of the desk stand still
+    db json
+    clock freeze
+clock resume: let the clock of the desk go on
+    db json
+    clock resume
+clock speed: set how fast the clock of the desk goes
+    db json
+    clock speed 60 | clock speed 0.5
+clock advance: let time pass at once, with all that happens in it
+    db json
+    clock advance 30d
+clock set: let time pass at once until a moment, with all that happens until then
+    db json
+    clock set 2025-02-01T00:00:00Z
+token create: make a token; it is printed once
+    db name user ability expires json
+    token create | token create --user ann@example.com --name dashboard --expires 30d
+token list: list tokens, without their secrets
+    db json
+    token list | token list --json
+token revoke: delete a token, at once for a running server too
+    db json
+    token revoke 3
+token prune: delete the tokens that have expired
+    db json
+    token prune
+webhook create: tell a URL of what changes; the secret of its signatures is printed once
+    db event webhook_name json
+    webhook create https://example.com/hooks | webhook create http://127.0.0.1:9000/ --event ticket.created
+webhook list: list webhooks, without their secrets
+    db json
+    webhook list | webhook list --json
+webhook delete: delete a webhook and its deliveries
+    db json
+    webhook delete 1
+webhook test: send a test now, and tell what came of it
+    db json
+    webhook test 1
+webhook deliveries: show what was sent to a webhook, newest first
+    db deliveries_limit json
+    webhook deliveries 1 | webhook deliveries 1 --limit 100 --json
+audit: show the audit log, newest first
+    db audit_user audit_token audit_status audit_path audit_since audit_limit follow json
+    audit --status 4xx --since 1h | audit --user ann@example.com --path /tickets/closed | audit --follow --json
+audit prune: delete old rows of the audit log, also beside a running server
+    db older_than json
+    audit prune --older-than 90d
+check: look for damage, wrong counters, open file modes and known problems
+    db repair json
+    check | check --repair | check --json
+backup: copy the desk, while a server runs
+    db audit force json
+    backup ticketapi-monday.db | backup /var/backups/ticketapi --audit --force
+copy: copy the desk into another file or database, from SQLite to PostgreSQL or back
+    db audit json
+    copy postgresql://desk@db1/desk --audit | copy small.db --db postgresql://desk@db1/desk
+snapshot save: keep the desk as it is under a name, while a server runs
+    db force json
+    snapshot save monday | snapshot save monday --force
+snapshot restore: bring the desk back to a snapshot, but for tokens and webhooks, while a server runs
+    db json
+    snapshot restore monday
+snapshot list: list the snapshots of the desk
+    db json
+    snapshot list | snapshot list --json
+snapshot delete: delete a snapshot
+    db json
+    snapshot delete monday
+import: take tickets from CSV, JSON Lines or the original application's file
+    db import_audit json
+    import tickets.csv | import tickets.jsonl --db new.db | import database.sqlite --audit --db new.db
+"""  # words and help, options, examples
 COMMANDS = tuple(
-    Command(words, text, tuple(options.split()), examples)
-    for words, text, options, examples in (
-        (
-            "serve",
-            "answer HTTP requests and let the desk live",
-            "db host port rate threads no_scheduler generate_every process_every audit_keep"
-            " cors_origin trusted_proxy log_level demo",
-            ("serve --demo", "serve --port 9000 --rate 0", "serve --db /srv/desk.db --generate-every 10s --process-every 15s"),
-        ),
-        (
-            "generate",
-            "add tickets now, or a history of them",
-            "db count seed since json",
-            ("generate --count 50", "generate --count 1000000 --seed 7", "generate --count 10000 --since 90d"),
-        ),
-        ("process", "close the oldest open tickets", "db count json", ("process", "process --count 100 --json")),
-        (
-            "tickets",
-            "list the open or the closed tickets, or show one",
-            "db tickets_limit json",
-            ("tickets", "tickets closed --limit 50", "tickets 9842", "tickets open --limit 0 --json"),
-        ),
-        (
-            "stats",
-            "show how many tickets wait, for how long, and who wrote most",
-            "db watch json",
-            ("stats", "stats --watch", "stats --json"),
-        ),
-        (
-            "token create",
-            "make a token; it is printed once",
-            "db name user ability expires json",
-            ("token create", "token create --user ann@example.com --name dashboard --expires 30d"),
-        ),
-        ("token list", "list tokens, without their secrets", "db json", ("token list", "token list --json")),
-        ("token revoke", "delete a token, at once for a running server too", "db json", ("token revoke 3",)),
-        ("token prune", "delete the tokens that have expired", "db json", ("token prune",)),
-        (
-            "audit",
-            "show the audit log, newest first",
-            "db audit_user audit_token audit_status audit_path audit_since audit_limit follow json",
-            ("audit --status 4xx --since 1h", "audit --user ann@example.com --path /tickets/closed", "audit --follow --json"),
-        ),
-        (
-            "audit prune",
-            "delete old rows of the audit log, also beside a running server",
-            "db older_than json",
-            ("audit prune --older-than 90d",),
-        ),
-        (
-            "check",
-            "look for damage, wrong counters, open file modes and known problems",
-            "db repair json",
-            ("check", "check --repair", "check --json"),
-        ),
-        (
-            "backup",
-            "copy the desk, while a server runs",
-            "db audit force json",
-            ("backup ticketapi-monday.db", "backup /var/backups/ticketapi --audit --force"),
-        ),
-        (
-            "copy",
-            "copy the desk into another file or database, from SQLite to PostgreSQL or back",
-            "db audit json",
-            ("copy postgresql://desk@db1/desk --audit", "copy small.db --db postgresql://desk@db1/desk"),
-        ),
-    )
+    Command(words, text, tuple(options.split()), tuple(examples.split(" | ")))
+    for words, text, options, examples in re.findall(r"(.+): (.+)\n((?:    [a-z_ ]+\n)+)    (.+)\n", COMMAND_LINES)
 )
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports what is wrong in one line."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, **more: Any) -> None:
         """Make the parser; from Python 3.14 on it would colour its help by rules of its own."""
-        super().__init__(*args, **more)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
         self.color = False
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -6206,6 +10100,14 @@ class Parser(argparse.ArgumentParser):
         """Raise a UsageError for `main` to print."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Say why an argument cannot be read, where argparse would name the function that reads it."""
+        read: Any = action.type or str
+        try:
+            return read(arg_string)
+        except ValueError as error:
+            raise argparse.ArgumentError(action, str(error)) from None
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Suggest a command for one that there is not, where argparse would list them all; no option of ours has choices."""
         if action.choices is None or value in action.choices:
@@ -6215,18 +10117,6 @@ class Parser(argparse.ArgumentParser):
         meant = meant or [command.words for command in COMMANDS if command.words.endswith(f" {value}")]
         place = f" of {above}" if above else ""
         self.error(f"{value!r} is no command{place}{did_you_mean(meant)}")
-
-
-def closest(text: str, known: Iterable[str]) -> list[str]:
-    """Return the known text that a mistyped one is closest to, as a list of one, or an empty list."""
-    import difflib  # only where something was mistyped
-
-    return difflib.get_close_matches(text, list(known), 1)
-
-
-def did_you_mean(meant: Sequence[str]) -> str:
-    """Return `; did you mean …?` for a mistyped text; nothing without a guess."""
-    return f"; did you mean {' or '.join(f'`{text}`' for text in meant)}?" if meant else ""
 
 
 BARE_NUMBERS = {"serve": "--port", "generate": "--count", "process": "--count"}  # what a number after a command is meant for
@@ -6264,37 +10154,22 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Add options to a command; the default is filled in later, after the environment."""
     for name in names:
         option = OPTIONS[name]
-        if option.read is None:
-            text = f"{option.help} [{option.variable}]"
-            parser.add_argument(option.flag, dest=name, action="store_const", const=True, help=text)
-            continue
-        default = default_text(option)
+        default = default_text(option) if option.read else ""
         shown = f"; default {default}" if default else ""
         text = f"{option.help}{shown} [{option.variable}]".replace("%", "%%")
-        action = "append" if option.repeatable else "store"
-        parser.add_argument(option.flag, dest=name, action=action, metavar=option.metavar, help=text)
-
-
-def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let argparse say why a positional argument cannot be read."""
-
-    def read_argument(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read_argument
+        taking = {"action": "append" if option.repeatable else "store", "metavar": option.metavar}
+        how: dict[str, Any] = taking if option.read else {"action": "store_const", "const": True}
+        parser.add_argument(option.flag, dest=name, help=text, **how)
 
 
 def read_which(text: str) -> str | int:
-    """Read which tickets are meant, as an argument: `open`, `closed`, or the id of one."""
-    if text in ("open", "closed"):
+    """Read which tickets are meant, as an argument: `open`, `closed`, `all`, or the id of one."""
+    if text in ("open", "closed", "all"):
         return text
     if whole_number(text) is not None:
         return read_id(text)
-    meant = did_you_mean(closest(text, ("open", "closed")))
-    raise ValueError(f"{text!r} is neither open, closed nor the id of a ticket{meant}")
+    meant = did_you_mean(closest(text, ("open", "closed", "all")))
+    raise ValueError(f"{text!r} is neither open, closed, all nor the id of a ticket{meant}")
 
 
 def list_commands() -> str:
@@ -6312,27 +10187,35 @@ def list_commands() -> str:
 
 def build_parser() -> Parser:
     """Return the parser of the whole command line; `parser` is the one whose help to show when a word is missing."""
+    examples = example_text(("serve --demo", "stats --watch", "token create"))
     parser = Parser(
         prog="ticketapi",
         usage="ticketapi COMMAND [options]",
         description=f"A live support desk behind an API, in one file.\n{list_commands()}",
-        epilog=example_text(("serve --demo", "stats --watch", "token create"))
-        + "\n\nticketapi COMMAND --help tells all of one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=f"{examples}\n\nticketapi COMMAND --help tells all of one.",
     )
     parser.add_argument("--version", action="version", version=f"ticketapi {__version__}")
     parser.set_defaults(parser=parser)
     words = parser.add_subparsers(prog="ticketapi", metavar="COMMAND", help=argparse.SUPPRESS)
-    token = words.add_parser("token", description="Create, list, revoke and prune tokens.", allow_abbrev=False)
-    token.set_defaults(parser=token)
-    groups: dict[str, Any] = {"token": token.add_subparsers(metavar="COMMAND", title="commands")}
+    groups: dict[str, Any] = {}
+    texts = "Create, list, revoke and prune tokens.", "Tell others of what changes.", "Keep a desk, and bring it back."
+    for name, text in zip(("token", "webhook", "snapshot"), texts, strict=True):
+        group = words.add_parser(name, description=text)
+        group.set_defaults(parser=group)
+        groups[name] = group.add_subparsers(metavar="COMMAND", title="commands")
     for command in COMMANDS:
         first, _, second = command.words.partition(" ")
         made = add_command((groups[first] if second else words).add_parser, second or first, command)
         if any(other.words.startswith(f"{command.words} ") for other in COMMANDS):  # a command that others begin with
             groups[first] = made.add_subparsers(metavar="[COMMAND]", title="commands")
     return parser
+
+
+CLOCK_VALUES: Mapping[str, tuple[str, Callable[[str], int], str]] = {
+    "clock speed": ("N", read_speed, "how many times as fast as the real one it goes, such as 60"),
+    "clock advance": ("DURATION", read_duration, "how much time passes, such as 12h or 30d"),
+    "clock set": ("TIME", parse_date, "the moment until which time passes, such as 2025-02-01T00:00:00Z"),
+}
 
 
 def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, command: Command) -> argparse.ArgumentParser:
@@ -6342,20 +10225,33 @@ def add_command(add_parser: Callable[..., argparse.ArgumentParser], name: str, c
         help=command.help,
         description=f"{command.help[0].upper()}{command.help[1:]}.",
         epilog=example_text(command.examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
+    first, _, second = command.words.partition(" ")
     if command.words == "token revoke":
-        parser.add_argument("token_id", metavar="ID", type=argument(read_id), help="the token's id, as `token list` shows it")
+        parser.add_argument("token_id", metavar="ID", type=read_id, help="the token's id, as `token list` shows it")
+    if command.words == "webhook create":
+        text = "where to send it; unlike over the API, a private address or this machine will do"
+        parser.add_argument("url", metavar="URL", type=read_url, help=text)
+    elif first == "webhook" and second != "list":
+        parser.add_argument("webhook_id", metavar="ID", type=read_id, help="the webhook's id, as `webhook list` shows it")
+    elif first == "snapshot" and second != "list":
+        parser.add_argument(
+            "snapshot_name", metavar="NAME", type=read_snapshot_name, help="the snapshot's name, such as before-demo"
+        )
+    if command.words in CLOCK_VALUES:
+        metavar, read, text = CLOCK_VALUES[command.words]
+        parser.add_argument("wanted", metavar=metavar, type=read, help=text)
     if command.words == "tickets":
-        text = "open (oldest first, the default), closed (most recently closed first), or a ticket's id"
-        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|ID", type=argument(read_which), help=text)
+        text = "open (oldest first, the default), closed (most recently closed first), all (oldest first), or a ticket's id"
+        parser.add_argument("which", nargs="?", default="open", metavar="open|closed|all|ID", type=read_which, help=text)
     if command.words == "backup":
         parser.add_argument("destination", metavar="DEST", help="file to write, or a directory for one of the desk's name")
     if command.words == "copy":
         text = "file or postgresql:// URL; what is there must be an empty desk"
-        parser.add_argument("target", metavar="DEST", type=argument(read_place), help=text)
+        parser.add_argument("target", metavar="DEST", type=read_place, help=text)
+    if command.words == "import":
+        parser.add_argument("source", metavar="FILE", help="CSV, JSON Lines or SQLite file; - is standard input")
     add_options(parser, command.options)
     parser.set_defaults(options=command.options, words=command.words)
     return parser
@@ -6397,10 +10293,8 @@ def read_option(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
 
 
 def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
-    """Return the settings of a run: flag, then TICKETAPI_* variable, then default.
-
-    What `audit prune` has from before its second word, `audit --user 7 prune`, must not be ignored: more would be deleted.
-    """
+    """Return the settings of a run: flag, then TICKETAPI_* variable, then default."""
+    # What stands before the second word, `audit --user 7 prune`, must not be ignored: more would be deleted.
     for name, option in OPTIONS.items():
         if name in args and name not in args.options:
             raise UsageError(f"{option.flag} does not go with `{args.words}` (see ticketapi {args.words} --help)")
@@ -6409,7 +10303,7 @@ def resolve_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Se
 
 
 # ======================================================================================================================
-# Room 18. Terminal: tables, colours, wrapped text, progress, the log on standard error. Prints.
+# Room 27. Terminal: tables, colours, wrapped text, progress, the log on standard error. Prints.
 # ======================================================================================================================
 
 
@@ -6429,27 +10323,34 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2))
-
-
 def print_result(settings: Settings, record: Any, *lines: str) -> None:
-    """Print what a command did, as JSON with --json, else as lines."""
+    """Print what a command did or found, with --json as one JSON document, else as lines."""
     if settings.json:
-        print_json(record)
+        print(json.dumps(record, indent=2))
     else:
         print(*lines, sep="\n")
 
 
 def print_json_array(pages: Iterable[Sequence[Any]]) -> None:
-    """Print a JSON array page by page, as `print_json` would print it whole."""
+    """Print a JSON array page by page, as `print_result` would print it whole."""
     separator = "["
     for record in (record for page in pages for record in page):
         text = json.dumps(record, indent=2).replace("\n", "\n  ")
         print(f"{separator}\n  {text}", end="")
         separator = ","
     print("[]" if separator == "[" else "\n]")
+
+
+def print_records(
+    settings: Settings, records: Sequence[Any], titles: Sequence[str], cells: Callable[[Any], list[Any]], none: str
+) -> None:
+    """Print records as a JSON array with --json, else as a table, or that there are none."""
+    if settings.json:
+        print_result(settings, records)
+    elif records:
+        Table(titles).show(list(map(cells, records)))
+    else:
+        print(none)
 
 
 def size_text(size: int) -> str:
@@ -6526,16 +10427,11 @@ class Progress:
         """Turn a failure in a block of work on a desk into one that says how much was committed before."""
         try:
             yield
-        except KeyboardInterrupt as error:
-            raise self._add_what_is_done(TicketApiError(INTERRUPTED)) from error
-        except FAILURES as error:
-            raise self._add_what_is_done(explain_failure(error, path)) from error
-
-    def _add_what_is_done(self, failure: TicketApiError) -> TicketApiError:
-        """Add to a failure's text how much was done before it, if anything was."""
-        if self.done:
-            failure.args = (f"{failure} ({self.done:,} of {self.total:,} {self.unit} were committed)",)
-        return failure
+        except (KeyboardInterrupt, *FAILURES) as error:
+            failure = explain_failure(error, path) if isinstance(error, FAILURES) else TicketApiError(INTERRUPTED)
+            if self.done:
+                failure.args = (f"{failure} ({self.done:,} of {self.total:,} {self.unit} were committed)",)
+            raise failure from error
 
     def note(self, text: str) -> None:
         """Show what is being done now, where there is nothing to count."""
@@ -6655,22 +10551,13 @@ class Table:
         return line
 
 
-class Field(NamedTuple):
-    """A label with a value, and how to style it."""
-
-    label: str
-    value: str | int | None
-    style: str = ""
-
-
-def field_lines(fields: Sequence[Field]) -> list[str]:
-    """Return fields as lines, label and value; on a terminal a value that is too long is wrapped in its column."""
-    paint, indent = painter(), max(len(field.label) for field in fields) + 2
+def field_lines(fields: Mapping[str, Any], styles: Mapping[str, str]) -> list[str]:
+    """Return labels and values as lines, some in a style; on a terminal a value that is too long is wrapped in its column."""
+    paint, indent = painter(), max(map(len, fields)) + 2
     lines = []
-    for label, value, style in fields:
-        first, *rest = wrap_for_terminal(printable(value), indent)
-        lines.append(paint(label, "bold") + " " * (indent - len(label)) + paint(first, style))
-        lines += [" " * indent + paint(line, style) for line in rest]
+    for label, value in fields.items():
+        first, *rest = [paint(line, styles.get(label, "")) for line in wrap_for_terminal(printable(value), indent)]
+        lines += [paint(label, "bold") + " " * (indent - len(label)) + first, *(" " * indent + line for line in rest)]
     return lines
 
 
@@ -6696,7 +10583,7 @@ def configure_log(level: str) -> None:
 
 
 # ======================================================================================================================
-# Room 19. Commands: one function for each, and main. Prints.
+# Room 28. Commands: one function for each, and main. Prints.
 # ======================================================================================================================
 
 DEMO_TICKETS, DEMO_DAYS, DEMO_SEED = 10_000, 90, 1
@@ -6708,35 +10595,73 @@ STATUS_STYLES = {"4": "yellow", "5": "red"}
 LEVEL_STYLES = {OK: "", NOTE: "yellow", WRONG: "red"}
 
 
-def command_generate(settings: Settings) -> int:
+def command_generate(settings: Settings) -> None:
     """Add tickets now, or a history of them."""
     if settings.count < 1:
         raise UsageError("Invalid ticket count: --count must be 1 or more")
     if settings.count > settings.since * MICROSECONDS // 2 > 0:
         raise UsageError("Invalid ticket count: --count is too many for so short a --since")
-    seed = secrets.randbits(63) if settings.seed is None else settings.seed
-    now, progress = wall_microseconds(), Progress(settings.count, sys.stderr, time.monotonic)
+    progress = Progress(settings.count, sys.stderr, time.monotonic)
     with closing(open_database(settings.db, "desk")) as db, progress, progress.told(settings.db):
-        closed = 0
+        closed, simulation, now = 0, find_simulation(db), desk_now(db, wall_microseconds())
+        known = simulation.seed if simulation else secrets.randbits(63)
+        seed = known if settings.seed is None else settings.seed
         if settings.since:
             made, closed = generate_history(db, settings.count, settings.since, now, seed, progress)
         else:
             made = generate_tickets(db, settings.count, now, seed, progress)
     lines = [f"Generated {plural(made, 'ticket')}", f"Closed {plural(closed, 'ticket')}"]
     print_result(settings, {"generated": made, "closed": closed}, *lines[: 2 if settings.since else 1])
-    return 0
 
 
-def command_process(settings: Settings) -> int:
+def command_process(settings: Settings) -> None:
     """Close the oldest open tickets."""
     with closing(open_database(settings.db, "desk")) as db:
         total = min(settings.count, count_tickets(db, OPEN))
         progress = Progress(total, sys.stderr, time.monotonic)
         with progress, progress.told(settings.db):
-            ids = process_tickets(db, settings.count, wall_microseconds(), progress)
+            ids = process_tickets(db, settings.count, desk_now(db, wall_microseconds()), progress)
     lines = [f"Processed {plural(len(ids), 'ticket')}", f"Ticket ID{'s' if len(ids) > 1 else ''}: {', '.join(map(str, ids))}"]
     print_result(settings, {"processed": len(ids), "ticket_ids": ids}, *(lines if ids else ["No tickets to process"]))
-    return 0
+
+
+def command_clock(settings: Settings) -> None:
+    """Show the desk's clock."""
+    with closing(open_desk(settings)) as db, explained(settings.db):
+        show_clock_state(settings, find_simulation(db))
+
+
+def show_clock_state(settings: Settings, simulation: Simulation | None) -> None:
+    """Print what a desk's clock shows."""
+    state = clock_resource(simulation, wall_microseconds())
+    pace = state["status"] + (f" at {state['speed']} times the real speed" if state["speed"] not in (1, None) else "")
+    own = "" if state["speed"] else " (the real time: this desk has no clock of its own)"
+    print_result(settings, state, f"{state['now']}, {pace}{own}")
+
+
+def turn_clock(settings: Settings, wish: ClockWish) -> None:
+    """Set the desk's clock, and let happen what happens until then, beside a server or without one."""
+    open_desk(settings).close()  # none is made
+    clock = Clock()
+    with closing(open_database(settings.db, "desk")) as db:
+        pass_time(db, clock)  # what is under way comes first
+        set_clock(db, wish, clock.wall())
+        pass_time(db, clock)
+        show_clock_state(settings, find_simulation(db))
+
+
+PROGRESS_SECONDS = 0.5  # between two looks at how far an advance is
+
+
+def pass_time(db: Connection, clock: Clock) -> None:
+    """Let happen what is due, and an advance come to its end, with progress in hours of the desk."""
+    with Progress(0, sys.stderr, clock.monotonic, "hours") as progress:
+        while (simulation := find_simulation(db)) and (
+            work_off(db, clock, PROGRESS_SECONDS, hold=BULK_SECONDS).more or simulation.target
+        ):
+            begun, target = simulation.begun or 0, simulation.target or 0
+            progress.total = (target - begun) // (HOUR * MICROSECONDS)
+            progress((simulation.worked - begun) // (HOUR * MICROSECONDS))
 
 
 def open_desk(settings: Settings) -> Connection:
@@ -6749,77 +10674,96 @@ def open_desk(settings: Settings) -> Connection:
     return db
 
 
-def command_tickets(settings: Settings, which: str | int) -> int:
-    """List the open or the closed tickets, or show the one with an id."""
+def command_tickets(settings: Settings, which: str | int) -> None:
+    """List tickets, or show the one with an id."""
+    form = "json" if settings.json and settings.format == "table" else settings.format
     with closing(open_desk(settings)) as db, explained(settings.db):
-        if isinstance(which, int):
-            print_ticket(settings, find_ticket(db, which), which)
+        pages = find_tickets(db, which, settings.tickets_limit)
+        if form == "json" and isinstance(which, int):
+            print(json.dumps(next(pages)[0], indent=2))
+        elif form == "json":
+            print_json_array(pages)
+        elif form == "jsonl":
+            for page in with_closing(db, pages):
+                print(*map(json.dumps, page), sep="\n")
+        elif form == "csv":
+            print_csv(with_closing(db, pages))
+        elif isinstance(which, int):
+            print_ticket(next(with_closing(db, pages))[0])
         else:
-            list_tickets(settings, db, OPEN if which == "open" else CLOSED)
-    return 0
+            print_tickets(db, with_closing(db, pages), which)
 
 
-def list_tickets(settings: Settings, db: Connection, status: int) -> None:
-    """Print the first tickets of a list; on a terminal tell how many more there are."""
-    pages = (walk_open_tickets if status == OPEN else walk_closed_tickets)(db, settings.tickets_limit)
-    if settings.json:
-        print_json_array(pages)
-        return
-    shown, total = print_tickets(pages, status), count_tickets(db, status)
+def find_tickets(db: Connection, which: str | int, limit: int) -> Iterator[Sequence[dict[str, Any]]]:
+    """Yield the tickets of a list in pages, or the one with an id. Raises NotFound."""
+    if isinstance(which, int):
+        if (found := find_ticket(db, which)) is None:
+            raise NotFound(f"no ticket has the id {which}; `tickets open` and `tickets closed` show those there are")
+        yield [json.loads(found.decode(errors="replace"))]
+    elif which == "all":
+        yield from walk_all(db, limit)
+    else:
+        yield from walk_list((open_listing if which == "open" else closed_listing)(db), limit)
+
+
+def print_csv(pages: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    """Print tickets as CSV (RFC 4180), which is UTF-8 wherever it goes, as `import` reads it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    writer = csv.DictWriter(sys.stdout, TICKET_COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for page in pages:
+        writer.writerows({**ticket["user"], **ticket, "user_id": ticket["user"]["id"]} for ticket in page)
+
+
+def print_tickets(db: Connection, pages: Iterable[Sequence[Mapping[str, Any]]], which: str) -> None:
+    """Print tickets as columns, page by page; on a terminal tell how many more there are."""
+    title, name = ("CLOSED", "closed_at") if which == "closed" else ("CREATED", "created_at")
+    table = Table(
+        ("ID", "STATUS", title, "CUSTOMER", "SUBJECT"),
+        lambda column, text: "dim" if column == 2 else TICKET_STYLES.get(text, "") if column == 1 else "",
+    )
+    shown = 0
+    for page in pages:
+        table.show([(one["id"], one["status"], short_time(one[name]), one["user"]["name"], one["subject"]) for one in page])
+        shown += len(page)
+    counts = {"open": count_tickets(db, OPEN), "closed": count_tickets(db, CLOSED)}
+    total = counts.get(which, sum(counts.values()))
     if not shown:
-        print(f"No {'open' if status == OPEN else 'closed'} tickets")
+        print(f"No {which} tickets" if which in counts else "No tickets")
     elif shown < total and sys.stdout.isatty():
         hint(f"{total - shown:,} more; --limit 0 shows all")
 
 
-def print_tickets(pages: Iterable[Sequence[Mapping[str, Any]]], status: int) -> int:
-    """Print tickets as columns, page by page; return how many. A closed ticket was updated last when it was closed."""
-    title, name = ("CREATED", "created_at") if status == OPEN else ("CLOSED", "updated_at")
-    styles = ("", TICKET_STYLES["Open" if status == OPEN else "Closed"], "dim", "", "")
-    table, shown = Table(("ID", "STATUS", title, "CUSTOMER", "SUBJECT"), lambda column, text: styles[column]), 0
-    for page in pages:
-        table.show([(one["id"], one["status"], short_time(one[name]), one["user"]["name"], one["subject"]) for one in page])
-        shown += len(page)
-    return shown
-
-
-def print_ticket(settings: Settings, found: bytes | None, ticket_id: int) -> None:
-    """Print all there is to know of one ticket, its text wrapped on a terminal. Raises NotFound."""
-    if found is None:
-        raise NotFound(f"no ticket has the id {ticket_id}; `tickets open` and `tickets closed` show those there are")
-    ticket = json.loads(found.decode(errors="replace"))
-    if settings.json:
-        print_json(ticket)
-        return
-    user, is_open = ticket["user"], ticket["status_id"] == OPEN
-    closed = [] if is_open else [Field("Closed", ticket["updated_at"])]
-    fields = [
-        Field("Ticket", ticket["id"]),
-        Field("Subject", ticket["subject"]),
-        Field("Status", ticket["status"], TICKET_STYLES[ticket["status"]]),
-        Field("Created", ticket["created_at"]),
-        *closed,
-        Field("Customer", f"{user['name']} <{user['email']}>, id {user['id']}"),
-    ]
-    print(*field_lines(fields), "", sep="\n")
+def print_ticket(ticket: Mapping[str, Any]) -> None:
+    """Print all there is to know of one ticket, its text wrapped on a terminal."""
+    user = ticket["user"]
+    fields = {
+        "Ticket": ticket["id"],
+        "Subject": ticket["subject"],
+        "Status": ticket["status"],
+        "Created": ticket["created_at"],
+        **({"Closed": ticket["closed_at"]} if ticket["closed_at"] else {}),
+        "Customer": f"{user['name']} <{user['email']}>, id {user['id']}",
+    }
+    print(*field_lines(fields, {"Status": TICKET_STYLES[ticket["status"]]}), "", sep="\n")
     for paragraph in ticket["content"].splitlines():
         print(*wrap_for_terminal(printable(paragraph)), sep="\n")
 
 
-def command_stats(settings: Settings) -> int:
+def command_stats(settings: Settings) -> None:
     """Show how the desk stands, once or until Ctrl-C."""
     if settings.watch:
         watch_desk(settings)
     else:
         overview = read_overview(settings)
         print_result(settings, overview, *overview_lines(overview))
-    return 0
 
 
 def read_overview(settings: Settings) -> dict[str, Any]:
     """Return the figures of the desk at this moment; it is opened anew, as it may have been restored since the last time."""
     with closing(open_desk(settings)) as db, explained(settings.db):
-        return desk_overview(db, wall_microseconds())
+        return desk_overview(db, desk_now(db, wall_microseconds()))
 
 
 def overview_lines(overview: Mapping[str, Any]) -> list[str]:
@@ -6834,17 +10778,16 @@ def overview_lines(overview: Mapping[str, Any]) -> list[str]:
         last = f"{age_text(overview['last_closed_age'])} ago, at {short_time(overview['last_closed_at'])}"
     if user := overview["top_user"]:
         top = f"{user['name']} <{user['email']}>, {plural(user['tickets_count'], 'ticket')}"
-    return field_lines(
-        [
-            Field("Open", waiting, TICKET_STYLES["Open"]),
-            Field("Closed", closed, TICKET_STYLES["Closed"]),
-            Field("Total", total),
-            Field("Oldest open", oldest),
-            Field("Last closed", last),
-            Field("Last hour", f"{overview['opened_last_hour']:,} arrived, {overview['closed_last_hour']:,} closed"),
-            Field("Top customer", top),
-        ]
-    )
+    fields = {
+        "Open": waiting,
+        "Closed": closed,
+        "Total": total,
+        "Oldest open": oldest,
+        "Last closed": last,
+        "Last hour": f"{overview['opened_last_hour']:,} arrived, {overview['closed_last_hour']:,} closed",
+        "Top customer": top,
+    }
+    return field_lines(fields, TICKET_STYLES)
 
 
 def watch_desk(settings: Settings) -> None:
@@ -6868,40 +10811,31 @@ def watch_desk(settings: Settings) -> None:
 
 
 def draw_overview(settings: Settings, overview: Mapping[str, Any]) -> None:
-    """Write the figures over the previous ones, in one write, so that nothing flickers; the cursor ends below them.
-
-    The cursor is never hidden, so whatever ends this program leaves the terminal as it was.
-    """
+    """Write the figures over the previous ones, in one write, so that nothing flickers; the cursor ends below, never hidden."""
     columns, rows = shutil.get_terminal_size()
     title = printable(f"{Path(str(settings.db)).name} at {short_time(format_time(wall_microseconds()))}, until Ctrl-C")
     lines = [painter()(wrap_text(title, columns)[0], "dim"), "", *overview_lines(overview)]
     print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines[: rows - 1]) + "\x1b[J", end="")
 
 
-def command_token_create(settings: Settings) -> int:
+def command_token_create(settings: Settings) -> None:
     """Make a token; its secret is printed once."""
     with closing(open_database(settings.db, "desk")) as db:
         token = create_token(db, settings.user, settings.name, settings.ability, settings.expires, wall_microseconds())
-    if settings.json:
-        print_json(token)
-        return 0
-    expires = f"expires {token['expires_at']}" if token["expires_at"] else "does not expire"
-    hint(f"Token {token['id']} of {settings.user} for {', '.join(settings.ability)}; {expires}. It is shown only once:")
-    print(token["token"])
-    return 0
+    if not settings.json:
+        expires = f"expires {token['expires_at']}" if token["expires_at"] else "does not expire"
+        hint(f"Token {token['id']} of {settings.user} for {', '.join(settings.ability)}; {expires}. It is shown only once:")
+    print_result(settings, token, token["token"])
 
 
-def command_token_list(settings: Settings) -> int:
+def command_token_list(settings: Settings) -> None:
     """List the tokens, without their secrets."""
     with closing(open_database(settings.db, "desk")) as db:
         tokens = [{**dict(row), "abilities": json.loads(row["abilities"])} for row in list_tokens(db)]
-    if settings.json:
-        print_json(tokens)
-    elif tokens:
-        Table([name.upper() for name in tokens[0]]).show(list(map(token_cells, tokens)))
+    if settings.json or not tokens:
+        print_result(settings, tokens, "No tokens")
     else:
-        print("No tokens")
-    return 0
+        Table([name.upper() for name in tokens[0]]).show(list(map(token_cells, tokens)))
 
 
 def token_cells(token: Mapping[str, Any]) -> list[Any]:
@@ -6910,48 +10844,104 @@ def token_cells(token: Mapping[str, Any]) -> list[Any]:
     return list({**token, "abilities": ",".join(token["abilities"]), **texts}.values())
 
 
-def command_token_revoke(settings: Settings, token_id: int) -> int:
+def command_token_revoke(settings: Settings, token_id: int) -> None:
     """Delete a token."""
     with closing(open_database(settings.db, "desk")) as db:
         revoke_token(db, token_id)
     print_result(settings, {"revoked": token_id}, f"Revoked token {token_id}")
-    return 0
 
 
-def command_token_prune(settings: Settings) -> int:
+def command_token_prune(settings: Settings) -> None:
     """Delete the tokens that have expired."""
     with closing(open_database(settings.db, "desk")) as db:
         pruned = prune_tokens(db, wall_microseconds())
     print_result(settings, {"pruned": pruned}, f"Pruned {plural(pruned, 'token')}")
-    return 0
 
 
-def command_audit(settings: Settings) -> int:
+def command_webhook_create(settings: Settings, url: str) -> None:
+    """Make a webhook; its secret is printed once."""
+    given = {"url": url, "events": settings.event or None, "name": settings.webhook_name or None}
+    with closing(open_database(settings.db, "desk")) as db:
+        webhook = create_webhook(db, read_webhook(given, private=True), None, wall_microseconds())
+    if settings.json:
+        print_result(settings, webhook)
+        return
+    hint(f"Webhook {webhook['id']} for {', '.join(webhook['events'])}. A server tells it of what changes from now on.")
+    call = program_call(settings, f"webhook test {webhook['id']}")
+    hint(f"Try it: {call}. Its secret is shown only once:")
+    print(webhook["secret"])
+
+
+def command_webhook_list(settings: Settings) -> None:
+    """List the webhooks, without their secrets."""
+    with closing(open_database(settings.db, "desk")) as db:
+        webhooks = list(map(webhook_resource, list_webhooks(db)))
+    titles = ("ID", "NAME", "STATE", "WAITING", "FAILING SINCE", "EVENTS", "URL")
+    print_records(settings, webhooks, titles, webhook_cells, "No webhooks")
+
+
+def webhook_cells(webhook: Mapping[str, Any]) -> list[Any]:
+    """Return what the table shows of a webhook."""
+    state = "on" if webhook["enabled"] else f"off: {webhook['disabled']}" if webhook["disabled"] else "off"
+    events = "all" if len(webhook["events"]) == len(EVENT_TYPES) else ",".join(webhook["events"])
+    failing = short_time(webhook["failing_since"])
+    return [webhook["id"], webhook["name"], state, webhook["waiting"], failing, events, webhook["url"]]
+
+
+def command_webhook_delete(settings: Settings, webhook_id: int) -> None:
+    """Delete a webhook."""
+    with closing(open_database(settings.db, "desk")) as db:
+        delete_webhook(db, webhook_id)
+    print_result(settings, {"deleted": webhook_id}, f"Deleted webhook {webhook_id}")
+
+
+def command_webhook_test(settings: Settings, webhook_id: int) -> int:
+    """Send a test, and tell what came of it."""
+    with closing(open_database(settings.db, "desk")) as db:
+        sent = send_test(db, webhook_id, Clock())
+    came = f"{sent['error'] or sent['status_code']}, after {sent['duration_ms']} ms"
+    print_result(settings, sent, f"{'Failed' if sent['error'] else 'Delivered'}: {came}")
+    return 1 if sent["error"] else 0
+
+
+def command_webhook_deliveries(settings: Settings, webhook_id: int) -> None:
+    """Show what was sent to a webhook, newest first."""
+    with closing(open_database(settings.db, "desk")) as db:
+        get_webhook(db, webhook_id)
+        rows = list_deliveries(db, webhook_id, MAX_ID, settings.deliveries_limit or MAX_ID)
+    titles = ("ID", "EVENT", "TYPE", "STATUS", "TRIES", "CODE", "AT", "NEXT", "ERROR")
+    print_records(settings, list(map(delivery_resource, rows)), titles, delivery_cells, "No deliveries")
+
+
+def delivery_cells(sent: Mapping[str, Any]) -> list[Any]:
+    """Return what the table shows of a delivery."""
+    counts = [sent[name] for name in ("id", "event_id", "type", "status", "attempt", "status_code")]
+    return [*counts, short_time(sent["at"]), short_time(sent["next_at"]), sent["error"]]
+
+
+def command_audit(settings: Settings) -> None:
     """Show the audit log, newest first; with --follow oldest first and on and on."""
     wanted = audit_filter(settings, wall_microseconds())
-    show = print_json_lines if settings.json else audit_table()
+    show = audit_printer(settings)
     if settings.follow:
         with suppress(KeyboardInterrupt):
             follow_log(settings, wanted, show)
-        return 0
-    db, shown = open_log(settings), False
-    if db:
+        return
+    shown = False
+    if db := open_log(settings):
         with closing(db), explained(settings.audit_db):
             for page in newest_audits(db, wanted, settings.audit_limit):
                 show(page)
                 shown = True
     if not shown and not settings.json:
         print("No audits")
-    return 0
 
 
 def open_log(settings: Settings) -> Connection | None:
     """Open the audit log to read it; None while there is none. Then the desk is checked, as --db may be mistyped."""
     db = open_read_only(settings.audit_db, "audit")
-    if db is None:
-        desk = open_read_only(settings.db, "desk")
-        if desk:
-            desk.close()
+    if db is None and (desk := open_read_only(settings.db, "desk")):
+        desk.close()
     return db
 
 
@@ -6965,12 +10955,10 @@ def audit_filter(settings: Settings, now: int) -> AuditFilter:
 
 def find_user_id(settings: Settings, email: str) -> int:
     """Return the id of the user with an address; the desk is only read. Raises NotFound."""
-    desk = open_read_only(settings.db, "desk")
-    if desk:
+    if desk := open_read_only(settings.db, "desk"):
         with closing(desk), explained(settings.db):
-            user = find_user_by_email(desk, email)
-        if user:
-            return int(user["id"])
+            if owner := find_owner(desk, email):
+                return owner
     raise NotFound(f"no user of {settings.db} has the address {email}; `token list` shows those who have tokens")
 
 
@@ -6990,39 +10978,29 @@ def follow_log(settings: Settings, wanted: AuditFilter, show: Callable[[Sequence
                 wait_for_more(FOLLOW_SECONDS)
 
 
-def print_json_lines(rows: Sequence[Row]) -> None:
-    """Print rows of the audit log as JSON Lines, a row a line; what is no ASCII is escaped (https://jsonlines.org)."""
-    for row in rows:
-        print(json.dumps(audit_resource(row)))
-
-
-def audit_table() -> Callable[[Sequence[Row]], None]:
-    """Return what prints rows of the audit log as columns, page by page."""
+def audit_printer(settings: Settings) -> Callable[[Sequence[Row]], None]:
+    """Return what prints rows of the audit log, page by page: as columns, or as JSON Lines (https://jsonlines.org) in ASCII."""
+    if settings.json:
+        return lambda rows: print(*(json.dumps(audit_resource(row)) for row in rows), sep="\n")
     titles = ("TIME", "STATUS", "METHOD", "PATH", "USER", "TOKEN", "IP", "MS", "AGENT")
-    table = Table(titles, lambda column, text: STATUS_STYLES.get(text[:1], "") if column == 1 else "")
-    return lambda rows: table.show(list(map(audit_cells, rows)))
-
-
-def audit_cells(row: Row) -> list[Any]:
-    """Return what the table shows of a row."""
     names = ("status_code", "method", "path", "user_id", "token_id", "ip_address", "duration_ms", "user_agent")
-    return [short_time(row["created_at"]), *(row[name] for name in names)]
+    table = Table(titles, lambda column, text: STATUS_STYLES.get(text[:1], "") if column == 1 else "")
+    return lambda rows: table.show([(short_time(row["created_at"]), *(row[name] for name in names)) for row in rows])
 
 
-def command_audit_prune(settings: Settings) -> int:
+def command_audit_prune(settings: Settings) -> None:
     """Delete the rows of the audit log that are older than a time, in small steps."""
     if settings.older_than is None:
         raise UsageError("audit prune needs --older-than, which says what goes: --older-than 90d")
     if not settings.older_than:
         raise UsageError("--older-than 0 would delete the whole log; give a time, such as 90d")
     before = format_time(wall_microseconds() - settings.older_than * MICROSECONDS)
-    there, pruned = open_log(settings), 0
-    if there:
+    pruned = 0
+    if there := open_log(settings):
         there.close()
         with closing(open_database(settings.audit_db, "audit")) as db, explained(settings.audit_db):
             pruned = prune_log(db, before)
     print_result(settings, {"pruned": pruned}, f"Pruned {plural(pruned, 'audit')}")
-    return 0
 
 
 def prune_log(db: Connection, before: str) -> int:
@@ -7051,7 +11029,7 @@ def command_check(settings: Settings) -> int:
     return 0 if sound else 1
 
 
-def command_backup(settings: Settings, destination: str) -> int:
+def command_backup(settings: Settings, destination: str) -> None:
     """Copy the desk, and its audit log if asked for, while others use them."""
     backups = plan_backups(settings, destination)
     total = sum(backup.source.stat().st_size for backup in backups)
@@ -7063,25 +11041,16 @@ def command_backup(settings: Settings, destination: str) -> int:
         raise TicketApiError("interrupted; no half backup is left") from None
     if settings.audit and len(backups) == 1:
         hint(f"There is no audit log at {settings.audit_db} yet; the desk alone was copied")
-    print_result(settings, backup_record(backups, copies), *map(backup_line, backups, copies))
-    return 0
+    names = (("db", "tickets", "bytes"), ("audit_db", "requests", "audit_bytes"))  # null when there is no copy of the log
+    record, lines = dict.fromkeys(chain(*names)), []
+    for keys, backup, copy in zip(names, backups, copies, strict=False):
+        record |= zip(keys, (str(backup.destination), copy.rows, copy.bytes), strict=True)
+        held = f"{plural(copy.rows, 'ticket' if backup.kind == 'desk' else 'request')}, {size_text(copy.bytes)}"
+        lines.append(one_line(f"Backed up {backup.source} to {backup.destination}: {held}, verified"))
+    print_result(settings, record, *lines)
 
 
-def backup_line(backup: Backup, copy: Copy) -> str:
-    """Return what a backup reports of one file."""
-    rows = plural(copy.rows, "ticket" if backup.kind == "desk" else "request")
-    return one_line(f"Backed up {backup.source} to {backup.destination}: {rows}, {size_text(copy.bytes)}, verified")
-
-
-def backup_record(backups: Sequence[Backup], copies: Sequence[Copy]) -> dict[str, Any]:
-    """Return what a backup reports as JSON; what belongs to the audit log is null when that was not copied."""
-    record = {"db": str(backups[0].destination), "tickets": copies[0].rows, "bytes": copies[0].bytes}
-    if len(backups) == 1:
-        return {**record, "audit_db": None, "requests": None, "audit_bytes": None}
-    return {**record, "audit_db": str(backups[1].destination), "requests": copies[1].rows, "audit_bytes": copies[1].bytes}
-
-
-def command_copy(settings: Settings, target: Place) -> int:
+def command_copy(settings: Settings, target: Place) -> None:
     """Copy the desk, and its audit log if asked for, into another file or database."""
     with closing(open_desk(settings)) as db:
         total = sum(list_ticket_counts(db).values())
@@ -7090,12 +11059,49 @@ def command_copy(settings: Settings, target: Place) -> int:
             rows = copy_desk(settings, target, progress)
     except KeyboardInterrupt:
         raise TicketApiError("interrupted; nothing was copied") from None
-    counts = [plural(rows["tickets"], "ticket"), plural(rows["users"], "user"), plural(rows["personal_access_tokens"], "token")]
-    counts += [plural(rows["api_audits"], "request")] if "api_audits" in rows else []
-    names = {"tickets": "tickets", "users": "users", "tokens": "personal_access_tokens", "requests": "api_audits"}
-    record = {"db": str(target), **{name: rows.get(table) for name, table in names.items()}}
-    print_result(settings, record, f"Copied {', '.join(counts)} to {target}")
-    return 0
+    names = {"ticket": "tickets", "user": "users", "token": "personal_access_tokens", "request": "api_audits"}
+    counts = ", ".join(plural(rows[table], name) for name, table in names.items() if table in rows)
+    record = {"db": str(target), **{f"{name}s": rows.get(table) for name, table in names.items()}}
+    print_result(settings, record, f"Copied {counts} to {target}")
+
+
+def command_import(settings: Settings, source: str) -> None:
+    """Take tickets from a file."""
+    progress = Progress(0, sys.stderr, time.monotonic)
+    now = wall_microseconds()
+    if db := open_read_only(settings.db, "desk"):  # or what is no desk would be found out after long reading
+        with closing(db), explained(settings.db):
+            now = desk_now(db, now)
+
+    def begin(total: int) -> Report:
+        progress.total = total
+        return progress
+
+    def note(done: int) -> None:
+        progress.note(f"{done:,} tickets read")
+
+    try:
+        with progress:
+            counts = import_file(settings, source, now, begin, hint, note)
+    except KeyboardInterrupt:
+        raise TicketApiError("interrupted; nothing was imported") from None
+    told = ", ".join(plural(number, name[:-1]) for name, number in counts.items() if number or name == "tickets")
+    print_result(settings, counts, f"Imported {told}")
+
+
+def command_snapshot(done: str, work: Callable[..., dict[str, Any]], settings: Settings, snapshot_name: str) -> None:
+    """Save, restore or delete a snapshot."""
+    try:
+        made = work(settings.db, snapshot_name, wall_microseconds(), settings.force)
+    except InvalidFields as error:
+        raise TicketApiError(str(error).replace("Delete that snapshot first.", "--force replaces that snapshot.")) from error
+    print_result(settings, made, f"{done} {snapshot_name}: {plural(made['tickets'] or 0, 'ticket')}, {size_text(made['size'])}")
+
+
+def command_snapshot_list(settings: Settings) -> None:
+    """List the snapshots."""
+    cells: Callable[[Any], list[Any]] = lambda one: [*list(one.values())[:2], one["tickets"], size_text(one["size"])]  # noqa: E731
+    print_records(settings, list_snapshots(settings.db), ("NAME", "CREATED AT", "TICKETS", "SIZE"), cells, "No snapshots")
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -7115,10 +11121,7 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def open_streams() -> bool:
-    """Open what is closed of the three standard streams, or the next file opened, a desk, would get what is printed.
-
-    Returns whether there is a standard output.
-    """
+    """Open the standard streams that are closed, or a desk would get what is printed; tell whether there was an output."""
     while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(handle)
@@ -7127,32 +11130,41 @@ def open_streams() -> bool:
     return has_output
 
 
-def command_serve(settings: Settings) -> int:
+def command_serve(settings: Settings) -> None:
     """Serve the API until SIGTERM or SIGINT."""
     if bottle is None or importlib.util.find_spec("waitress") is None:
         raise TicketApiError("serve needs the packages bottle and waitress: pip install bottle waitress, or use the .pyz")
     configure_log(settings.log_level)
+    drawn = secrets.randbits(63)  # the seed of a desk that is given none
+    faults = Faults(*load_faults(settings.faults)) if settings.faults else Faults()
     with closing(open_to_serve(settings.db)) as db:
         sockets = inherited_sockets(os.environ) or [bind_socket(settings.host, settings.port)]
         url = socket_url(sockets[0])
-        if settings.demo:
-            fill_demo_desk(db, settings, url)
-        else:
-            suggest_next_steps(db, settings)
-    serve(settings, sockets, url)
-    return 0
+        if settings.reset:
+            hint(f"Restored {restore_snapshot(settings.db, settings.reset, wall_microseconds())['name']}")
+        begin_desk(db, settings, url, drawn)
+    serve(settings, sockets, url, drawn, faults)
 
 
-def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> None:
+def load_faults(path: str) -> tuple[int, list[dict[str, Any]]]:
+    """Return seed and rules of a file. Raises TicketApiError."""
+    try:
+        with open(path, "rb") as file:
+            return read_faults(read_fields(file.read(MAX_BODY_BYTES + 1), ""), FAULTY_ROUTES, wall_microseconds())
+    except TicketApiError as error:
+        raise TicketApiError(f"--faults {path}: {error}".replace("request body", "file (64 KiB at most)")) from error
+
+
+def serve(settings: Settings, sockets: Sequence[socket.socket], url: str, seed: int, faults: Faults) -> None:
     """Run server and scheduler until a signal, and tell systemd how they are."""
     clock, readers = Clock(), Readers(settings.db)
     audit = AuditLog(settings.audit_db, grouped=settings.threads == 1)
     for path in (settings.db, settings.audit_db):
         warn_of_other_readers(path)
-    traffic, stop = Traffic(clock.wall()), threading.Event()
-    scheduler = Scheduler(scheduled_jobs(settings, secrets.randbits(63), audit, stop.wait), clock, stop)
-    app = make_app(settings, readers, audit, clock, traffic, scheduler)
-    cors = Cors(settings.cors_origin)
+    traffic, stop, cors = Traffic(clock.wall()), threading.Event(), Cors(settings.cors_origin)
+    writer, broadcast = Writer(settings.db, clock), Broadcast(settings.db, clock)
+    scheduler = make_scheduler(settings, seed, audit, clock, stop)
+    app = make_app(settings, readers, audit, clock, traffic, scheduler, writer, broadcast, faults)
 
     def refused(status: int, origin: str) -> dict[str, str]:
         traffic.refuse(status)
@@ -7164,20 +11176,21 @@ def serve(settings: Settings, sockets: Sequence[socket.socket], url: str) -> Non
 
     def beat() -> None:
         audit.commit(clock.monotonic())  # what could not be written before; there may be no request for long
-        for path in (settings.db, settings.audit_db):
-            shrink_wal(path, clock.wall())
         if scheduler.alive(clock.monotonic()):
             notify_systemd(os.environ, "WATCHDOG=1")
 
-    readers.get()  # a disk may fill before the first request: what reading needs there must be there
+    simulation = readers.get().recall(find_simulation)  # a disk may fill soon: what reading needs there must be there
     scheduler.start()
+    deliveries = Deliveries(settings.db, clock, secrets.randbits).start()
+    shrinker = start_shrinking((settings.db, settings.audit_db), clock, stop)
     print(f"Listening on {url}", flush=True)
-    page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
-    log.info("ticketapi %s serves %s with %s%s", __version__, settings.db, describe_schedule(settings), page)
+    lives = describe_schedule(settings, url, simulation)
+    log.info("ticketapi %s serves %s with %s", __version__, settings.db, lives)
     notify_systemd(os.environ, "READY=1")
     server.run(beat)
     notify_systemd(os.environ, "STOPPING=1")
-    scheduler.stop(server.deadline - clock.monotonic())
+    for end in (deliveries.stop, scheduler.stop, writer.close, broadcast.close, shrinker.join):
+        end(max(0.0, server.deadline - clock.monotonic()))
     readers.close()
     audit.close()
     log.info("stopped")
@@ -7200,25 +11213,51 @@ def stop_once(server: Server, stop: threading.Event) -> None:
     server.stop()
 
 
-def describe_schedule(settings: Settings) -> str:
-    """Return what the scheduler does, for the log."""
+def describe_schedule(settings: Settings, url: str, simulation: Simulation | None = None) -> str:
+    """Return what the scheduler does and where the dashboard is, for the log."""
+    page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
     if settings.no_scheduler:
-        return "no scheduler"
+        return f"no scheduler{page}"
+    if simulation:
+        clock = f" and a clock that shows {format_time(simulation.now(wall_microseconds()))}" if simulation.status else ""
+        return f"a rhythm of its own, seed {simulation.seed}{clock}{page}"
     kept = f", audit rows kept for {settings.audit_keep} s" if settings.audit_keep else ""
-    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never){kept}"
+    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never){kept}{page}"
 
 
-def fill_demo_desk(db: Connection, settings: Settings, url: str) -> None:
-    """Fill an empty desk, make a token and say how to use it; leave any other desk alone."""
+def begin_desk(db: Connection, settings: Settings, url: str, drawn: int) -> None:
+    """Fill the desk if it is to be, and give it the rhythm and the clock that the options ask for; say what they do not do."""
+    steady, profile = find_profile("steady"), settings.profile
+    if settings.demo and fill_demo_desk(db, settings, url):
+        profile = profile or find_profile("office").scaled(DEMO_TICKETS / DEMO_DAYS)
+    elif not settings.demo:
+        suggest_next_steps(db, settings)
+    told = steady._replace(arrive_every=settings.generate_every, close_every=settings.process_every)
+    if profile == steady or (profile is None and told != steady):
+        profile = told
+    elif told != steady:
+        hint("tickets come as --profile says; --generate-every and --process-every are passed over")
+    if profile in (None, told) and not (settings.clock or find_simulation(db)):
+        return  # the options say when, and nothing of it is kept
+    seed = DEMO_SEED if settings.demo and settings.seed is None else settings.seed
+    for passed in begin_simulation(db, profile, settings.clock, seed, drawn, wall_microseconds()):
+        hint(passed)
+
+
+def fill_demo_desk(db: Connection, settings: Settings, url: str) -> bool:
+    """Fill an empty desk, make a token and say how to use it; leave any other desk alone, and tell which it was."""
     now = wall_microseconds()
     if newest_ticket(db)[0]:
         hint(f"{settings.db} has tickets already, so --demo changes nothing. A token: {program_call(settings, 'token create')}")
-        return
-    made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, now, DEMO_SEED)
+        return False
+    end = now if settings.clock is None or settings.clock[0] is None else settings.clock[0]
+    seed = DEMO_SEED if settings.seed is None else settings.seed
+    made, closed = generate_history(db, DEMO_TICKETS, DEMO_DAYS * DAY, end, seed)
     token = create_token(db, settings.user, "demo", DEMO_ABILITIES, 0, now)
     hint(f"The desk has {made} tickets of the last {DEMO_DAYS} days, {closed} of them closed. Try, with a token of its own:")
     hint(f"  curl -H 'Authorization: Bearer {token['token']}' {url}/api/stats")
     hint(f"Open {url}/ and paste the token: {token['token']}")
+    return True
 
 
 def suggest_next_steps(db: Connection, settings: Settings) -> None:
@@ -7229,22 +11268,39 @@ def suggest_next_steps(db: Connection, settings: Settings) -> None:
         hint(f"There is no token yet. The API asks for one: {program_call(settings, 'token create')}")
 
 
-RUN: dict[str, Callable[..., int]] = {
+RUN: dict[str, Callable[..., int | None]] = {
     "serve": command_serve,
     "generate": command_generate,
     "process": command_process,
     "tickets": command_tickets,
     "stats": command_stats,
+    "clock": command_clock,
+    "clock freeze": lambda settings: turn_clock(settings, ClockWish(status=FROZEN)),
+    "clock resume": lambda settings: turn_clock(settings, ClockWish(status=RUNNING)),
+    "clock speed": lambda settings, wanted: turn_clock(settings, ClockWish(speed=wanted)),
+    "clock advance": lambda settings, wanted: turn_clock(settings, ClockWish(advance=wanted * MICROSECONDS)),
+    "clock set": lambda settings, wanted: turn_clock(settings, ClockWish(now=wanted)),
     "token create": command_token_create,
     "token list": command_token_list,
     "token revoke": command_token_revoke,
     "token prune": command_token_prune,
+    "webhook create": command_webhook_create,
+    "webhook list": command_webhook_list,
+    "webhook delete": command_webhook_delete,
+    "webhook test": command_webhook_test,
+    "webhook deliveries": command_webhook_deliveries,
     "audit": command_audit,
     "audit prune": command_audit_prune,
     "check": command_check,
     "backup": command_backup,
     "copy": command_copy,
-}  # by the words of `COMMANDS`
+    "snapshot save": partial(command_snapshot, "Saved", save_snapshot),
+    "snapshot restore": partial(command_snapshot, "Restored", restore_snapshot),
+    "snapshot list": command_snapshot_list,
+    "snapshot delete": partial(command_snapshot, "Deleted", delete_snapshot),
+    "import": command_import,
+}  # by the words of `COMMANDS`; where a command returns no exit code it is 0
+POSITIONALS = ("wanted", "snapshot_name", "token_id", "webhook_id", "url", "destination", "target", "which", "source")
 
 
 def run_command(argv: Sequence[str] | None) -> int:
@@ -7263,10 +11319,10 @@ def run_command(argv: Sequence[str] | None) -> int:
     settings = replace(settings, db=follow_link(settings.db) if isinstance(settings.db, Path) else settings.db)
     if args.words != "serve":
         enter_desk(settings.db)
-    more = {name: getattr(args, name) for name in ("token_id", "destination", "target", "which") if hasattr(args, name)}
+    more = {name: getattr(args, name) for name in POSITIONALS if hasattr(args, name)}
     try:
         with signals_interrupt():
-            return RUN[args.words](settings, **more)
+            return RUN[args.words](settings, **more) or 0
     except FAILURES as error:
         raise explain_failure(error, settings.db) from error
 

@@ -24,6 +24,7 @@ OWN_FILES = (
     "schema.sql",
     "openapi.json",
     "vocabulary.json",
+    "profiles.json",
     "dashboard.html",
     "docs.html",
     "page.js",

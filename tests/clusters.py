@@ -37,12 +37,17 @@ SHAPE = """
         AND NOT attisdropped"""
 # To empty a table that holds little takes a third of what it takes to truncate it.
 EMPTY = """
-    DELETE FROM tickets; DELETE FROM personal_access_tokens; DELETE FROM users; DELETE FROM api_audits;
-    DELETE FROM ticket_arrivals; DELETE FROM ticket_closings; DELETE FROM ticket_counts; DELETE FROM job_boundaries;
-    DELETE FROM rate_limits; DELETE FROM desk;
+    DELETE FROM webhooks; DELETE FROM events; DELETE FROM comments; DELETE FROM tickets; DELETE FROM personal_access_tokens;
+    DELETE FROM users;
+    DELETE FROM api_audits; DELETE FROM ticket_arrivals; DELETE FROM ticket_closings; DELETE FROM ticket_counts;
+    DELETE FROM counters; DELETE FROM list_blocks; DELETE FROM change_times; DELETE FROM idempotency_keys;
+    DELETE FROM simulation;
+    DELETE FROM job_boundaries; DELETE FROM rate_limits; DELETE FROM desk;
     INSERT INTO ticket_counts (status, tickets) VALUES (1, 0), (2, 0);
+    INSERT INTO counters (name, value) VALUES ('closed_number', 0), ('customers', 0), ('epoch', 0), ('change', 0);
     INSERT INTO desk SELECT * FROM tests.desk;
-    ALTER SEQUENCE personal_access_tokens_id_seq RESTART; ALTER SEQUENCE api_audits_id_seq RESTART;
+    ALTER SEQUENCE personal_access_tokens_id_seq RESTART; ALTER SEQUENCE webhooks_id_seq RESTART;
+    ALTER SEQUENCE api_audits_id_seq RESTART;
 """
 
 

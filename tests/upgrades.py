@@ -9,10 +9,10 @@ from old_desks import APPLICATION_ID
 
 import ticketapi
 
-CURRENT = 3
+CURRENT = 5
 COLUMNS = "id, user_id, subject, content, status, created_at, updated_at, closed_at"
 KEPT = {
-    "users": "SELECT * FROM users ORDER BY id",
+    "users": "SELECT id, name, email, tickets_count, created_at FROM users ORDER BY id",
     "tickets": f"SELECT {COLUMNS} FROM tickets ORDER BY id",
     "ticket_counts": "SELECT * FROM ticket_counts ORDER BY status",
     "personal_access_tokens": "SELECT * FROM personal_access_tokens ORDER BY id",
@@ -21,12 +21,12 @@ KEPT = {
 
 # Opens a desk when told to, says what came of it, and kills itself before the Nth statement or after so many steps of one.
 OPENER = """
-import os, signal, sqlite3, sys, ticketapi
+import os, re, signal, sqlite3, sys, ticketapi
 from functools import partial
 from pathlib import Path
 _, path, before, steps, kind = sys.argv
 
-WORDS = ("tickets", "audits", "user_version =")
+STATEMENT = re.compile(r"\\s*(--|ALTER|CREATE|DELETE|DROP|INSERT|UPDATE|COMMIT|PRAGMA user_version =)")
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -35,11 +35,11 @@ class Deadly(sqlite3.Connection):
     left = int(before)
 
     def execute(self, sql, *values):
-        if sql.lstrip("\\n").startswith("--") or sql == "COMMIT" or any(word in sql for word in WORDS):
+        if STATEMENT.match(sql):
             Deadly.left -= 1
             if Deadly.left == 0:
                 die()
-            if int(steps) and ("row_number" in sql or "tickets_2.id" in sql):
+            if int(steps) and any(part in sql for part in ("row_number", "tickets_2.id", "FROM tickets_3")):
                 self.set_progress_handler(die, int(steps))
         return super().execute(sql, *values)
 

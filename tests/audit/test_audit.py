@@ -48,7 +48,7 @@ def test_a_row_tells_all_about_a_request(api, db, clock):
     record = make_token(db)
     clock.advance(0.25)
     headers = {"User-Agent": "curl/8.5.0", "Content-Type": "application/json"}
-    api.request(
+    answer = api.request(
         "GET",
         "/api/tickets/open?page=2&per_page=10",
         token=record["token"],
@@ -70,6 +70,7 @@ def test_a_row_tells_all_about_a_request(api, db, clock):
         "query": '{"page":"2","per_page":"10"}',
         "request_body": '{"a":"1","b":["true","x","null"]}',
         "created_at": "2025-12-04T12:00:00.250000Z",
+        "request_id": answer.headers["x-request-id"],
     }
     assert list(only_audit(api).items()) == list(expected.items())
 

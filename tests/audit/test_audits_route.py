@@ -33,7 +33,7 @@ ROW = {
 
 def row(age=0, **more):
     """Return a row of so many seconds before noon."""
-    return {**ROW, "created_at": ticketapi.format_time(NOON - age * SECOND), **more}
+    return {**ROW, "created_at": ticketapi.format_time(NOON - age * SECOND), "request_id": "0af7651916cd43dd", **more}
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_rows_come_newest_first_with_all_their_columns(page, log):
         "query": {"page": "2"},
         "request_body": {"a": ["b"]},
     }
-    assert list(newest) == ["id", *ROW, "created_at"]
+    assert list(newest) == ["id", *ROW, "created_at", "request_id"]
     assert oldest == {"id": 1, **row(20)}
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_json_and_no_utf_8_is_shown_as_text(page, log, api):
 @pytest.fixture
 def mixed(log, db):
     """A log with rows of several kinds."""
-    owner = ticketapi.find_user_by_email(db, "auditor@example.com")["id"]
+    owner = ticketapi.find_owner(db, "auditor@example.com")
     log(
         row(90_000, path="api/old", status_code=404),
         row(7200, user_id=owner, token_id=1, path="api/tickets/open", status_code=429),
@@ -493,7 +493,7 @@ def test_the_limiter_shows_the_emptiest_buckets(make_api, db, auditor, clock):
             api.get("/api/stats", address=f"192.0.2.{number}")
     api.get("/api/stats", address="2001:db8::5")
     limiter = api.get("/api/audits/summary", token=auditor).json["data"]["limiter"]
-    owners = [ticketapi.find_user_by_email(db, email)["id"] for email in ("busy@example.com", "auditor@example.com")]
+    owners = [ticketapi.find_owner(db, email) for email in ("busy@example.com", "auditor@example.com")]
     assert limiter == {
         "limit": 10,
         "window": 60,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ticketapi
@@ -72,6 +72,7 @@ SCALARS = st.text(max_size=40) | st.integers() | st.none()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES)
 def test_any_json_that_is_long_enough_is_read_or_described(value):
     body = json.dumps({"a": value, "pad": [value] * 20, "end": "x" * CUT_AUDIT})

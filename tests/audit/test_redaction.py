@@ -132,6 +132,26 @@ def test_a_token_after_any_character_is_redacted_and_the_rest_is_kept(before):
     assert json.loads(ticketapi.audit_payload(only_looks_so)) == expected
 
 
+SANCTUM = ("1|" + "a" * 40, "12|" + "Ab3" * 16, "9" * 20 + "|" + "z" * 60, "12%7C" + "b" * 40, "12%7c" + "b" * 40)
+
+
+@pytest.mark.parametrize("text", SANCTUM)
+def test_a_token_of_sanctum_is_redacted_at_any_place_and_never_left_in_half(text):
+    secret = text[-40:]
+    for start in ("", "x ", "y" * (CAP - 60), *("y" * (CAP + cut) for cut in range(-60, 60, 7))):
+        for body in (json.dumps({"note": start + text + " end"}), json.dumps([start + text])):
+            assert secret[:9] not in (kept(body) or "")
+        assert secret[:9] not in (kept(f"note={start}{text}", FORM) or "")
+    assert ticketapi.redact_text(f"a {text} b").endswith("[redacted] b")
+    for limit in range(0, 80, 3):
+        assert secret[:9] not in ticketapi.cut_text(f"{'x' * 30}{text}", limit)[:limit]
+
+
+@pytest.mark.parametrize("text", ["12|" + "a" * 39, "|" + "a" * 40, "12 | " + "a" * 40, "1" * 4000])
+def test_what_is_no_token_of_sanctum_stays(text):
+    assert ticketapi.redact_text(text) == text
+
+
 @pytest.mark.parametrize("text", ["tkt_", "tkt_short", "kt_" + "a" * 46, "TKT_" + "a" * 46])
 def test_what_is_not_shaped_like_a_token_is_kept(text):
     assert json.loads(kept(json.dumps({"q": text}))) == {"q": text}
@@ -173,6 +193,12 @@ def test_what_fits_is_kept_whole_and_what_does_not_is_cut(length):
         [(name, start)] = json.loads(text).items()
         assert name == "truncated"
         assert start.startswith('{"q":"xxx')
+
+
+@pytest.mark.parametrize("count", range(480, 720, 20))
+def test_of_many_small_lists_none_is_left_out_without_a_word(count):
+    payload = json.loads(kept(json.dumps([[1]] * count)))
+    assert payload == {"body": [["1"]] * count} or list(payload) == ["truncated"]
 
 
 class CountedList(list):
@@ -357,7 +383,7 @@ def test_a_body_of_nothing_is_null():
 
 def audit_row(**more):
     """Return the row of a request."""
-    row = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body"))
+    row = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body", "request_id"))
     row |= {"method": "GET", "path": "api/stats", "status_code": 200, "ip_address": "127.0.0.1", "duration_ms": 0}
     return row | {"created_at": ticketapi.format_time(0)} | more
 

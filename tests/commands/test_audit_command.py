@@ -27,7 +27,7 @@ from ticketapi import AUDIT_LOOK, AUDIT_PAGE, AUDIT_SPAN, AUDIT_STEP, PRUNE_STEP
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86_400 * SECOND
 COLUMNS = [
     "id", "user_id", "token_id", "method", "path", "route_name", "status_code", "ip_address", "user_agent", "duration_ms",
-    "query", "request_body", "created_at",
+    "query", "request_body", "created_at", "request_id",
 ]  # fmt: skip
 ROW = {
     "user_id": 1_000_000_000,
@@ -41,6 +41,7 @@ ROW = {
     "duration_ms": 3,
     "query": None,
     "request_body": None,
+    "request_id": None,
 }
 HOSTILE = "a\nb\r\x1b[31m\x00\x7f\x85\x9b2J\u2028\u202eevil\u2066\u200f\ufeff\U000e0001 |\tZoë 東京"
 
@@ -52,7 +53,8 @@ def now():
 
 def row(age=0.0, **changes):
     """Return a row of the log that is so many seconds old."""
-    return {**ROW, "created_at": ticketapi.format_time(now() - int(age * SECOND)), **changes}
+    created_at = ticketapi.format_time(now() - int(age * SECOND))
+    return {**ROW, "created_at": created_at, "request_id": "0af7651916cd43dd", **changes}
 
 
 @pytest.fixture

@@ -20,11 +20,19 @@ import ticketapi
 PROGRAM = (sys.executable, "-m", "ticketapi")
 DAY = 86_400
 COMMANDS = {command.words: command for command in ticketapi.COMMANDS}
+START = ticketapi.parse_moment("2025-01-01T00:00:00Z")
 NEEDED = {"audit prune": ("--older-than", "90d")}  # options that it cannot do without
 CALLS = {
+    **{f"snapshot {word}": f"snapshot {word} monday" for word in ("save", "restore", "delete")},
+    "clock speed": "clock speed 60",
+    "clock advance": "clock advance 1d",
+    "clock set": "clock set 2025-02-01T00:00:00Z",
     "token revoke": "token revoke 1",
+    "webhook create": "webhook create http://127.0.0.1:9/",
+    **{f"webhook {word}": f"webhook {word} 1" for word in ("delete", "test", "deliveries")},
     "backup": "backup copy.db",
     "copy": "copy other.db",
+    "import": "import tickets.csv",
 }  # a command with what it cannot do without
 
 
@@ -289,6 +297,8 @@ def test_names_of_any_script_come_back_as_they_were(run):
 # For each option: a flag's text and what it means, a variable's text and what that means.
 VALUES = {
     "db": ("a.db", Path("a.db"), "b.db", Path("b.db")),
+    "reset": ("monday", "monday", "tuesday", "tuesday"),
+    "clock": ("2025-01-01,60x", (START, 60_000), "now", (None, 1000)),
     "json": (True, True, "1", True),
     "host": ("::1", "::1", "0.0.0.0", "0.0.0.0"),
     "port": ("0", 0, "65535", 65_535),
@@ -297,10 +307,12 @@ VALUES = {
     "no_scheduler": (True, True, "yes", True),
     "generate_every": ("90s", 90, "0", 0),
     "process_every": ("12h", 12 * 3600, "30d", 30 * DAY),
+    "profile": ("busy", ticketapi.find_profile("busy"), "steady", ticketapi.find_profile("steady")),
     "cors_origin": ("https://a.example.com", ("https://a.example.com",), "http://b:1, null://c", ("http://b:1", "null://c")),
     "trusted_proxy": ("10.0.0.1", "10.0.0.1", "::1", "::1"),
     "log_level": ("debug", "debug", "error", "error"),
     "demo": (True, True, "on", True),
+    "faults": ("a.json", "a.json", "b.json", "b.json"),
     "count": ("7", 7, "8", 8),
     "seed": ("0", 0, "42", 42),
     "since": ("90d", 90 * DAY, "5m", 300),
@@ -310,6 +322,9 @@ VALUES = {
     "user": ("Ann@Example.com", "ann@example.com", "b@x", "b@x"),
     "ability": ("*", ("*",), "read:audits,read:tickets", ("read:audits", "read:tickets")),
     "expires": ("1s", 1, "36500d", 36_500 * DAY),
+    "event": ("ticket.created", ("ticket.created",), "ticket.closed,ticket.deleted", ("ticket.closed", "ticket.deleted")),
+    "webhook_name": ("a name", "a name", "other", "other"),
+    "deliveries_limit": ("0", 0, "1000", 1000),
     "audit_keep": ("90d", 90 * DAY, "1h", 3600),
     "audit_user": ("7", 7, "Ann@Example.com", "ann@example.com"),
     "audit_token": ("1", 1, "9223372036854775807", 2**63 - 1),
@@ -322,6 +337,8 @@ VALUES = {
     "repair": (True, True, "true", True),
     "audit": (True, True, "1", True),
     "force": (True, True, "yes", True),
+    "format": ("csv", "csv", "jsonl", "jsonl"),
+    "import_audit": (True, True, "on", True),
 }
 PLACES = [(words, field) for words, command in COMMANDS.items() for field in command.options]
 
@@ -478,7 +495,7 @@ def make_newer(path):
     """Make a desk of a newer version."""
     with closing(ticketapi.open_database(path, "desk")) as db:
         db.execute("PRAGMA journal_mode = DELETE")
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 6")
     return "newer"
 
 
@@ -491,11 +508,11 @@ def make_foreign(path):
 
 @pytest.mark.parametrize("make", [make_directory, make_text, make_newer, make_foreign])
 def test_what_is_no_desk_is_refused_by_every_command_and_stays_as_it_was(run, tmp_path, make):
-    """But for `check`, which is there to tell what it is."""
+    """But for `check`, which is there to tell what it is, and what looks for a snapshot first."""
     word = make(tmp_path / "it.db")
     before = files(tmp_path)
     for words in COMMANDS:
-        if words not in ("serve", "check"):
+        if words not in ("serve", "check", "snapshot restore", "snapshot list", "snapshot delete"):
             assert_refused(run(*call(words), *NEEDED.get(words, ()), "--db", "it.db"), 1, "it.db", word)
     serving = process("serve", "--port", "0", "--db", "it.db", cwd=tmp_path)
     out, err = serving.communicate(timeout=30)
@@ -608,7 +625,7 @@ def test_a_demo_on_a_desk_with_tickets_changes_nothing_and_names_the_desk(capsys
     ],
 )
 def test_the_schedule_is_described(settings, words):
-    text = ticketapi.describe_schedule(ticketapi.Settings(**settings))
+    text = ticketapi.describe_schedule(ticketapi.Settings(**settings), "http://127.0.0.1:8000")
     assert not [word for word in words if word not in text]
     assert len(text.splitlines()) == 1
 

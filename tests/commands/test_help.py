@@ -29,7 +29,7 @@ def assert_guessed(result, *words):
 
 
 def test_the_commands_stand_in_groups_each_on_a_line_of_its_own(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "110")
     groups = {
         title: re.findall(r"^  (\S+(?: \S+)?)  +(\S.*)$", text, re.MULTILINE)
         for title, text in re.findall(r"^([A-Z][a-z ]+):\n((?:  .*\n)+)", help_of(run), re.MULTILINE)
@@ -37,8 +37,13 @@ def test_the_commands_stand_in_groups_each_on_a_line_of_its_own(run, monkeypatch
     assert {title: [words for words, _ in lines] for title, lines in groups.items()} == {
         "Run it": ["serve"],
         "Tickets": ["generate", "process", "tickets", "stats"],
+        "Simulation": [
+            *("clock", "clock freeze", "clock resume", "clock speed", "clock advance", "clock set"),
+            *("snapshot save", "snapshot restore", "snapshot list", "snapshot delete"),
+        ],
         "Access": ["token create", "token list", "token revoke", "token prune"],
-        "Look after it": ["audit", "audit prune", "check", "backup", "copy"],
+        "Webhooks": ["webhook create", "webhook list", "webhook delete", "webhook test", "webhook deliveries"],
+        "Look after it": ["audit", "audit prune", "check", "backup", "copy", "import"],
     }
     assert {words: text for lines in groups.values() for words, text in lines} == {
         words: command.help for words, command in COMMANDS.items()
@@ -74,9 +79,11 @@ def test_the_help_has_no_colour_on_any_python(on_terminal, environ):
 def test_the_help_of_a_group_names_what_it_begins(run):
     assert re.findall(r"^    (\w+)  ", help_of(run, "token"), re.MULTILINE) == ["create", "list", "revoke", "prune"]
     assert re.findall(r"^    (\w+)  ", help_of(run, "audit"), re.MULTILINE) == ["prune"]
+    listed = re.findall(r"^    (\w+)(?:  |$)", help_of(run, "webhook"), re.MULTILINE)
+    assert listed == ["create", "list", "delete", "test", "deliveries"]
 
 
-@pytest.mark.parametrize("words", [[], ["token"]])
+@pytest.mark.parametrize("words", [[], ["token"], ["webhook"]])
 def test_where_a_command_is_missing_the_help_goes_to_stderr_and_the_exit_code_is_2(run, tmp_path, words):
     shown = help_of(run, *words)
     assert run(*words) == (2, "", shown)
@@ -108,7 +115,7 @@ def test_a_mistyped_command_is_guessed(run, tmp_path, words):
         ("token craete", "'craete' is no command of token; did you mean `token create`? (see ticketapi token --help)"),
         ("ticket", "'ticket' is no command; did you mean `tickets`? (see ticketapi --help)"),
         ("tokens list", "'tokens' is no command; did you mean `token`? (see ticketapi --help)"),
-        ("create", "'create' is no command; did you mean `token create`? (see ticketapi --help)"),
+        ("create", "'create' is no command; did you mean `token create` or `webhook create`? (see ticketapi --help)"),
         ("prune", "'prune' is no command; did you mean `token prune` or `audit prune`? (see ticketapi --help)"),
         ("audit prnue", "'prnue' is no command of audit; did you mean `audit prune`? (see ticketapi audit --help)"),
         ("xyzzy", "'xyzzy' is no command (see ticketapi --help)"),

@@ -8,7 +8,18 @@ from manual import code, section, table
 import ticketapi
 
 MANUAL = {code(row[1]): row[4].replace("`", "") for row in table(section("commands.md", "Options"))}
-RICHER = ("db", "threads", "cors_origin", "trusted_proxy", "audit_token", "audit_path", "older_than", "audit", "force")
+RICHER = (
+    "db",
+    "threads",
+    "cors_origin",
+    "trusted_proxy",
+    "audit_token",
+    "audit_path",
+    "older_than",
+    "audit",
+    "force",
+    "format",
+)
 
 
 @pytest.mark.parametrize("command", ticketapi.COMMANDS, ids=lambda command: command.words)

@@ -1,5 +1,6 @@
 """`ticketapi tickets` lists and shows tickets as the API does, only reads, and fits whatever it is printed on."""
 
+import csv
 import fcntl
 import io
 import json
@@ -22,6 +23,7 @@ from old_desks import SCHEMAS
 import ticketapi
 from ticketapi import MAX_PER_PAGE
 
+pytestmark = pytest.mark.files  # the desk of these tests is a copy of a file
 HOSTILE = "a\r\x1b[31m\x00\x7f\x85\x9b2J\u202eevil\u2066\ufeff |\tZoë 東京"
 CODES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -139,13 +141,95 @@ def test_the_limit_has_a_variable_of_its_own(tickets, monkeypatch):
     assert len(ids(tickets("--json"))) == 2
 
 
+# Formats -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, MAX_PER_PAGE + 1, 0])
+def test_all_tickets_come_in_the_order_of_their_ids_without_those_deleted(tickets, db, limit):
+    ticketapi.delete_ticket(db, 2, NOON)
+    ticketapi.delete_ticket(db, 450, NOON)
+    expected = [1, *range(3, 450)][: limit or None]
+    assert ids(tickets("all", "--json", "--limit", limit)) == expected
+    for form in ("jsonl", "csv"):
+        assert [ticket["id"] for ticket in read(form, tickets("all", "--limit", limit, "--format", form))] == expected
+    titles, *lines = tickets("all", "--limit", limit)[1].splitlines()
+    assert [int(line.split()[0]) for line in lines] == expected
+    assert titles.split()[2] == "CREATED"
+
+
+def read(form, result):
+    """Return the tickets that a command printed as CSV or JSON Lines, with whole numbers for ids."""
+    code, out, err = result
+    assert (code, err) == (0, "")
+    if form == "jsonl":
+        return list(map(json.loads, out.splitlines()))
+    return [{**row, "id": int(row["id"])} for row in csv.DictReader(io.StringIO(out, newline=""), strict=True)]
+
+
+@pytest.mark.parametrize("word", ["open", "closed", "all", 7])
+def test_json_lines_are_tickets_with_closed_at(tickets, db, word):
+    closed = dict(map(tuple, db.execute("SELECT id, closed_at FROM tickets").fetchall()))
+    shown = printed(tickets(word, "--json"))
+    shown = shown if isinstance(shown, list) else [shown]
+    assert read("jsonl", tickets(word, "--format", "jsonl")) == [{**one, "closed_at": closed[one["id"]]} for one in shown]
+
+
+@pytest.mark.parametrize("word", ["open", "closed", "all", 7])
+def test_csv_has_what_json_lines_have_and_quotes_what_it_must(tickets, db, word):
+    db.execute("UPDATE tickets SET subject = :text, content = :text", {"text": '=1+1, "a"\nb\r\nc \r d'})
+    out = tickets(word, "--format", "csv")[1]
+    header, *_ = out.split("\r\n")
+    assert header == "id,subject,content,name,email,status,created_at,closed_at,updated_at,user_id"
+    expected = [
+        {
+            **{
+                name: one[name] or ""
+                for name in ("id", "subject", "content", "status", "created_at", "closed_at", "updated_at")
+            },
+            **{"name": one["user"]["name"], "email": one["user"]["email"], "user_id": str(one["user"]["id"])},
+        }
+        for one in read("jsonl", tickets(word, "--format", "jsonl"))
+    ]
+    assert read("csv", tickets(word, "--format", "csv")) == expected
+
+
+def test_csv_is_utf_8_whatever_the_terminal_is(db, desk):
+    rename_customers(db, "Zoë 東京")
+    command = [sys.executable, "-m", "ticketapi", "tickets", "--format", "csv", "--limit", "1", "--db", str(desk)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "Zoë 東京" in done.stdout.decode()
+
+
+def test_a_format_given_wins_over_json_and_json_is_one_of_them(tickets):
+    assert tickets("--json", "--format", "csv") == tickets("--format", "csv")
+    assert tickets("--format", "json") == tickets("--json")
+    assert tickets("--format", "table") == tickets()
+    assert_refused(tickets("--format", "xml"), 2, "'xml'", "table, json, jsonl or csv")
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "table"])
+def test_an_empty_list_is_empty_in_each_format(run, tmp_path, form):
+    ticketapi.open_database(tmp_path / "ticketapi.db", "desk").close()
+    header = "id,subject,content,name,email,status,created_at,closed_at,updated_at,user_id\r\n"
+    expected = {"json": "[]\n", "jsonl": "", "csv": header, "table": "No tickets\n"}[form]
+    assert run("tickets", "all", "--format", form) == (0, expected, "")
+
+
+def test_a_ticket_that_was_edited_later_shows_when_it_was_closed(tickets, db):
+    closed = db.execute("SELECT closed_at FROM tickets WHERE id = 225").fetchone()[0]
+    ticketapi.update_ticket(db, 225, {"subject": "other"}, NOON + 10**12)
+    assert f"{closed[:19]}Z" in tickets("closed", "--limit", 1)[1]
+    assert f"\nClosed    {closed}\n" in tickets(225)[1]
+
+
 # Pages -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("walk", [ticketapi.walk_open_tickets, ticketapi.walk_closed_tickets])
-def test_pages_are_bounded_and_nothing_is_held_open_between_them(desk, db, walk):
+@pytest.mark.parametrize("listing", [ticketapi.open_listing, ticketapi.closed_listing])
+def test_pages_are_bounded_and_nothing_is_held_open_between_them(desk, db, listing):
     with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
-        for size, page in zip((200, 25), walk(reader, 0), strict=True):
+        for size, page in zip((200, 25), ticketapi.walk_list(listing(reader), 0), strict=True):
             assert len(page) == size
             db.execute("UPDATE users SET name = name")
             assert tuple(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()) == (0, 0, 0)
@@ -153,7 +237,7 @@ def test_pages_are_bounded_and_nothing_is_held_open_between_them(desk, db, walk)
 
 def test_what_comes_or_is_closed_meanwhile_neither_prolongs_nor_repeats_a_list(desk, db):
     with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
-        waiting, closed = ticketapi.walk_open_tickets(reader, 0), ticketapi.walk_closed_tickets(reader, 0)
+        waiting, closed = (ticketapi.walk_list(read(reader), 0) for read in (ticketapi.open_listing, ticketapi.closed_listing))
         found = [[ticket["id"] for ticket in next(walk)] for walk in (waiting, closed)]
         ticketapi.generate_tickets(db, 500, NOON, seed=2)
         close_out_of_order(db, [226, 440], NOON)
@@ -198,7 +282,7 @@ def test_a_ticket_that_is_not_there_is_one_line_and_exit_1(tickets, ticket_id, m
     [
         ("opne", ["'opne'", "did you mean `open`?"]),
         ("close", ["'close'", "did you mean `closed`?"]),
-        ("all", ["'all'", "open, closed"]),
+        ("al", ["'al'", "open, closed, all", "did you mean `all`?"]),
         ("", ["open, closed"]),
         ("0", ["'0'", "out of range"]),
         ("-7", []),
@@ -318,7 +402,7 @@ def test_a_long_name_leaves_the_column_after_it_in_its_place(on_terminal, db, de
 def printed_tickets(desk):
     """Return the first open tickets."""
     with closing(ticketapi.open_read_only(desk, "desk", views=True)) as reader:
-        return next(ticketapi.walk_open_tickets(reader, 20))
+        return next(ticketapi.walk_list(ticketapi.open_listing(reader), 20))
 
 
 def test_the_text_of_a_ticket_is_wrapped_between_words(on_terminal, db, desk):
@@ -388,6 +472,7 @@ def test_on_a_terminal_the_status_of_a_failed_request_has_a_colour(on_terminal, 
     assert "\x1b" not in fine
 
 
+@pytest.mark.files  # the desk is a file
 @pytest.mark.parametrize(
     ("environ", "coloured"),
     [

@@ -130,14 +130,17 @@ def test_a_file_that_is_there_keeps_its_mode(desk):
     assert mode(desk) == 0o640
 
 
-DESK_TABLES = {"users", "tickets", "ticket_counts", "ticket_arrivals", "ticket_closings", "personal_access_tokens"}
+DESK_TABLES = {
+    *("users", "tickets", "ticket_counts", "counters", "list_blocks", "ticket_arrivals", "ticket_closings", "comments"),
+    *("events", "change_times", "personal_access_tokens", "idempotency_keys", "webhooks", "webhook_deliveries", "simulation"),
+}
 
 
 @pytest.mark.parametrize(
     ("part", "application_id", "version", "tables"),
     [
-        ("desk", 0x544B5444, 3, DESK_TABLES),
-        ("audit", 0x544B5441, 2, {"api_audits"}),
+        ("desk", 0x544B5444, 5, DESK_TABLES),
+        ("audit", 0x544B5441, 3, {"api_audits"}),
     ],
 )
 def test_a_new_file_says_what_it_is(desk, part, application_id, version, tables):
@@ -277,7 +280,7 @@ def test_desk_and_audit_log_are_not_taken_for_each_other(desk, made_as, opened_a
     assert desk.read_bytes() == before
 
 
-@pytest.mark.parametrize(("part", "known"), [("desk", 3), ("audit", 2)])
+@pytest.mark.parametrize(("part", "known"), [("desk", 5), ("audit", 3)])
 def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_was(desk, part, known):
     ticketapi.open_database(desk, part).close()
     make_database(desk, f"PRAGMA user_version = {known + 1}")
@@ -535,23 +538,62 @@ def test_a_missing_resource_is_named():
 # The schema's own checks --------------------------------------------------------------------------
 
 USER = "INSERT INTO users (id, name, email, created_at, tickets_count) VALUES (:id, :name, :email, :at, :count)"
-TICKET = "INSERT INTO tickets VALUES (:id, :user, :number, 'Ann', :email, 's', 'c', :status, :at, :updated, :closed, :closing)"
+TICKET = """
+    INSERT INTO tickets
+    VALUES (:id, :user, :number, 'Ann', :email, 's', 'c', :status, :at, :updated, :closed, :closing, :change, :deleted)
+"""
 TOKEN = """
     INSERT INTO personal_access_tokens (user_id, name, token, abilities, last_used_at, expires_at, created_at)
     VALUES (:user, 'n', :token, '[]', :used, :expires, :at)
 """
 GOOD_USER = {"id": 2, "name": "Bea", "email": "b@example.com", "at": NOON, "count": 0}
-NEITHER = {"closed": None, "closing": None}
-GOOD_TICKET = {"id": 1, "user": 1, "number": 1, "email": "a@b", "status": 1, "at": NOON, "updated": NOON, **NEITHER}
+NEITHER = {"closed": None, "closing": None, "deleted": None}
+GOOD_TICKET = {
+    "id": 1,
+    "user": 1,
+    "number": 1,
+    "email": "a@b",
+    "status": 1,
+    "at": NOON,
+    "updated": NOON,
+    "change": 1,
+    **NEITHER,
+}
 CLOSED_TICKET = GOOD_TICKET | {"status": 2, "closed": NOON, "closing": 1}
+GONE = {"number": None, "deleted": NOON}
+DELETED_TICKET = GOOD_TICKET | GONE | {"status": -1}
+DELETED_CLOSED = CLOSED_TICKET | GONE | {"status": -2, "closing": None}
+COMMENT = "INSERT INTO comments VALUES (1, :ticket, :number, :user, 'c', :at)"
+GOOD_COMMENT = {"ticket": 5, "number": 1, "user": 1, "at": NOON}
+EVENT = "INSERT INTO events VALUES (:first, :last, 'ticket.created', :at, '[]', :comment)"
+GOOD_EVENT = {"first": 7, "last": 506, "at": NOON, "comment": None}
+BLOCK = "INSERT INTO list_blocks VALUES (:list, :level, :block, -1)"
+GOOD_BLOCK = {"list": 0, "level": 1, "block": 0}
+KEY = "INSERT INTO idempotency_keys VALUES (1, 'POST /api/tickets', :key, :digest, 201, '{}', NULL, :at)"
+GOOD_KEY = {"key": "k", "digest": "0" * 64, "at": NOON}
 GOOD_TOKEN = {"user": 1, "token": "0" * 64, "used": None, "expires": None, "at": NOON}
 
 
 @pytest.mark.parametrize(
-    ("statement", "values"), [(USER, GOOD_USER), (TICKET, GOOD_TICKET), (TICKET, CLOSED_TICKET), (TOKEN, GOOD_TOKEN)]
+    ("statement", "values"),
+    [
+        (USER, GOOD_USER),
+        (USER, GOOD_USER | {"id": 10**9, "email": "a@example.com"}),  # an owner may be a customer too
+        (TICKET, GOOD_TICKET),
+        (TICKET, CLOSED_TICKET),
+        (TICKET, DELETED_TICKET),
+        (TICKET, DELETED_CLOSED),
+        (TOKEN, GOOD_TOKEN),
+        (COMMENT, GOOD_COMMENT),
+        (EVENT, GOOD_EVENT),
+        (BLOCK, GOOD_BLOCK),
+        (KEY, GOOD_KEY),
+        ("INSERT INTO change_times VALUES (:at, 0)", {"at": NOON}),
+    ],
 )
 def test_the_schema_takes_what_is_right(db, statement, values):
     add_person(db)
+    db.execute(TICKET, GOOD_TICKET | {"id": 5, "number": 5, "change": 5})
     db.execute(statement, values)
 
 
@@ -562,6 +604,7 @@ def test_the_schema_takes_what_is_right(db, statement, values):
         (USER, GOOD_USER, {"name": None}),
         (USER, GOOD_USER, {"name": b"bytes"}),
         (USER, GOOD_USER, {"email": "a@example.com"}),
+        (USER, GOOD_USER, {"email": "A@Example.com"}),
         (USER, GOOD_USER, {"count": -1}),
         (USER, GOOD_USER, {"at": "2025-12-04"}),
         (TICKET, GOOD_TICKET, {"user": 99}),
@@ -571,6 +614,18 @@ def test_the_schema_takes_what_is_right(db, statement, values):
         (TICKET, GOOD_TICKET, {"closed": NOON}),
         (TICKET, GOOD_TICKET, {"closing": 1}),
         (TICKET, GOOD_TICKET, {"number": None}),
+        (TICKET, GOOD_TICKET, {"status": 0}),
+        (TICKET, GOOD_TICKET, {"status": -1}),
+        (TICKET, GOOD_TICKET, {"deleted": NOON}),
+        (TICKET, GOOD_TICKET, {"change": None}),
+        (TICKET, GOOD_TICKET, {"change": 0}),
+        (TICKET, DELETED_TICKET, {"deleted": None}),
+        (TICKET, DELETED_TICKET, {"deleted": "now"}),
+        (TICKET, DELETED_TICKET, {"number": 1}),
+        (TICKET, DELETED_TICKET, {"closed": NOON}),
+        (TICKET, DELETED_TICKET, {"closing": 1}),
+        (TICKET, DELETED_CLOSED, {"closed": None}),
+        (TICKET, DELETED_CLOSED, {"closing": 1}),
         (TICKET, GOOD_TICKET, {"number": 0}),
         (TICKET, CLOSED_TICKET, {"closed": None}),
         (TICKET, CLOSED_TICKET, {"closing": None}),
@@ -582,19 +637,34 @@ def test_the_schema_takes_what_is_right(db, statement, values):
         (TOKEN, GOOD_TOKEN, {"token": "tkt_secret"}),
         (TOKEN, GOOD_TOKEN, {"expires": "tomorrow"}),
         (TOKEN, GOOD_TOKEN, {"used": "today"}),
+        (COMMENT, GOOD_COMMENT, {"ticket": 99}),
+        (COMMENT, GOOD_COMMENT, {"user": 99}),
+        (COMMENT, GOOD_COMMENT, {"number": 0}),
+        (COMMENT, GOOD_COMMENT, {"at": "now"}),
+        (EVENT, GOOD_EVENT, {"last": 6}),
+        (EVENT, GOOD_EVENT, {"last": 507}),
+        (EVENT, GOOD_EVENT, {"at": "now"}),
+        (EVENT, GOOD_EVENT, {"comment": 99}),
+        (BLOCK, GOOD_BLOCK, {"level": 0}),
+        (BLOCK, GOOD_BLOCK, {"level": 4}),
+        (BLOCK, GOOD_BLOCK, {"block": -1}),
+        (KEY, GOOD_KEY, {"digest": "k"}),
+        (KEY, GOOD_KEY, {"at": "now"}),
     ],
 )
 def test_the_schema_refuses_what_is_wrong(db, statement, good, wrong):
     add_person(db)
+    db.execute(TICKET, GOOD_TICKET | {"id": 5, "number": 5, "change": 5})
     with pytest.raises(sqlite3.IntegrityError):
         db.execute(statement, good | wrong)
+    db.execute(statement, good)
 
 
-@pytest.mark.parametrize("same", [{"id": 1}, {"number": 1}, {"closing": 1}])
+@pytest.mark.parametrize("same", [{"id": 1}, {"number": 1}, {"closing": 1}, {"change": 1}])
 def test_the_schema_gives_no_number_of_a_list_twice(db, same):
     add_person(db)
     db.execute(TICKET, CLOSED_TICKET)
-    other = CLOSED_TICKET | {"id": 2, "number": 2, "closing": 2}
+    other = CLOSED_TICKET | {"id": 2, "number": 2, "closing": 2, "change": 2}
     with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
         db.execute(TICKET, other | same)
     db.execute(TICKET, other)
@@ -611,6 +681,10 @@ def test_the_schema_gives_no_number_of_a_list_twice(db, same):
         "INSERT INTO ticket_closings VALUES ('2025-12-04', 1, 1)",
         "INSERT INTO ticket_closings VALUES ('2025-12-04T11', -1, 1)",
         "INSERT INTO ticket_closings VALUES ('2025-12-04T11', 1, -1)",
+        "UPDATE counters SET value = -1 WHERE name = 'customers'",
+        "INSERT INTO counters VALUES ('customers', 0)",
+        "INSERT INTO change_times VALUES ('2025-12-04', 1)",
+        "INSERT INTO change_times VALUES ('2025-12-04T11:00:00.000000Z', -1)",
     ],
 )
 def test_the_schema_keeps_tickets_with_people_and_counters_true(db, statement):

@@ -38,7 +38,7 @@ def filled(db, desk):
     log = ticketapi.Settings(db=desk).audit_db
     with closing(ticketapi.open_database(log, "audit")) as audit:
         values = (
-            "NULL, NULL, NULL, 'GET', 'api/nope', NULL, 404, '127.0.0.1', NULL, 0, NULL, NULL, '2025-12-04T12:00:00.000000Z'"
+            "NULL, NULL, NULL, 'GET', 'api/nope', NULL, 404, '::1', NULL, 0, NULL, NULL, '2025-12-04T12:00:00.000000Z', NULL"
         )
         audit.execute(f"INSERT INTO api_audits VALUES ({values})")
     return desk

@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 from conftest import NOON, ROOT, SECOND, WITHOUT_PRIVILEGES, elsewhere_locked
-from old_desks import TICKETS, make_old
+from old_desks import MERGED, OWNER, TICKETS, add_owners, make_old
 from upgrades import CURRENT, KEPT, ask, assert_untouched, assert_upgraded, kept, start_opener, upgrade, version
 
 import ticketapi
@@ -37,7 +37,7 @@ def files(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def old_version(request):
     """Each version that was released before."""
     return request.param
@@ -127,6 +127,39 @@ def test_an_upgraded_desk_lives_on(old):
     assert ask(old, wrong) == []
 
 
+def test_tickets_are_numbered_by_their_ids_and_no_list_has_gaps(old):
+    upgrade(old)
+    assert ask(old, "SELECT count(*) FROM tickets WHERE change = id AND deleted_at IS NULL") == [(TICKETS,)]
+    assert ask(old, "SELECT name, value FROM counters") == [
+        ("change", 0),
+        ("closed_number", TICKETS * 2 // 3),
+        ("customers", 12),
+        ("epoch", 0),
+    ]
+    assert ask(old, "SELECT count(*) FROM users WHERE last_number <> tickets_count") == [(0,)]
+    assert ask(old, "SELECT DISTINCT list FROM list_blocks") == [(ticketapi.OPEN_LIST,)]
+    with closing(ticketapi.open_database(old, "desk")) as db:
+        assert ticketapi.find_event_ends(db) == (0, 0)
+        assert ticketapi.find_last_change(db) == TICKETS
+        ticketapi.delete_ticket(db, 5, NOON)
+        assert ticketapi.find_event_ends(db) == (TICKETS + 1, TICKETS + 1)
+
+
+def test_of_owners_whose_addresses_differ_in_case_alone_the_first_gets_the_tokens(old):
+    with closing(sqlite3.connect(old)) as db, db:
+        add_owners(db)
+    tokens = ask(old, "SELECT id, name, token, abilities, last_used_at, expires_at, created_at FROM personal_access_tokens")
+    upgrade(old)
+    assert ask(old, "SELECT id FROM users WHERE id >= 1000000000 ORDER BY id") == [(OWNER,), (OWNER + 1,), (OWNER + 2,)]
+    assert dict(ask(old, "SELECT id, user_id FROM personal_access_tokens")) == MERGED
+    after = ask(old, "SELECT id, name, token, abilities, last_used_at, expires_at, created_at FROM personal_access_tokens")
+    assert after == tokens
+    with closing(ticketapi.open_database(old, "desk")) as db:
+        assert ticketapi.create_token(db, "aNN@x.org", "new", [], 0, NOON)["user_id"] == OWNER + 1
+        assert ticketapi.create_token(db, "b@x.org", "new", [], 0, NOON)["id"] == 11  # 9 and those before were given
+        assert ticketapi.counter_problems(db) == []
+
+
 def test_an_empty_desk_is_upgraded_too(desk, old_version):
     make_old(desk, old_version, tickets=0)
     before = kept(desk)
@@ -169,20 +202,31 @@ def test_the_file_keeps_its_mode(old, mode):
 # The audit log -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[1, 2])
+def log_version(request):
+    """Each version of the audit log that was released before."""
+    return request.param
+
+
 @pytest.fixture
-def old_log(desk):
-    """The path of an audit log as version 1 made it, with four rows, the first two of which are pruned."""
+def old_log(desk, log_version):
+    """The path of an audit log as an old version made it, with four rows, the first two of which are pruned."""
     path = ticketapi.Settings(db=desk).audit_db
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(f"PRAGMA journal_mode = WAL; {(ROOT / 'tests/schema-audit-1.sql').read_text()}")
+        db.executescript(f"PRAGMA journal_mode = WAL; {(ROOT / f'tests/schema-audit-{log_version}.sql').read_text()}")
         values = "NULL, NULL, 'GET', 'api/nope', NULL, 404, '127.0.0.1', NULL, 0, '{}', NULL, '2025-12-04T12:00:00.000000Z'"
         db.executescript(f"{f'INSERT INTO api_audits VALUES (NULL, {values});' * 4} DELETE FROM api_audits WHERE id < 3")
-        db.executescript("PRAGMA application_id = 0x544B5441; PRAGMA user_version = 1")
+        db.executescript(f"PRAGMA application_id = 0x544B5441; PRAGMA user_version = {log_version}")
     return path
 
 
-def test_a_log_of_version_1_keeps_its_rows_and_gives_no_id_twice_from_now_on(old_log, tmp_path):
-    before = ask(old_log, "SELECT * FROM api_audits ORDER BY id")
+def upgraded(rows):
+    """Return the rows of an old log as they are after an upgrade: their requests had no ids."""
+    return [(*row, None) for row in rows]
+
+
+def test_an_old_log_keeps_its_rows_and_gives_no_id_twice_from_now_on(old_log, tmp_path):
+    before = upgraded(ask(old_log, "SELECT * FROM api_audits ORDER BY id"))
     with closing(ticketapi.open_database(old_log, "audit")) as db:
         assert ask(old_log, "SELECT * FROM api_audits ORDER BY id") == before != []
         ticketapi.prune_audits(db, "9999", 100)
@@ -190,29 +234,37 @@ def test_a_log_of_version_1_keeps_its_rows_and_gives_no_id_twice_from_now_on(old
     assert ask(old_log, "SELECT id FROM api_audits") == [(5,)]
     ticketapi.open_database(tmp_path / "new.db", "audit").close()
     assert schema(old_log) == schema(tmp_path / "new.db")
-    assert version(old_log) == 2
+    assert version(old_log) == 3
+
+
+def test_an_old_log_that_was_pruned_to_its_end_gives_no_id_twice_either(old_log, log_version):
+    with closing(sqlite3.connect(old_log)) as db, db:
+        [row] = db.execute("DELETE FROM api_audits RETURNING *").fetchall()[:1]
+    with closing(ticketapi.open_database(old_log, "audit")) as db:
+        ticketapi.insert_audits(db, [dict(zip(COLUMNS, upgraded([row])[0][1:], strict=True))])
+    assert ask(old_log, "SELECT id FROM api_audits") == [(1 if log_version == 1 else 5,)]  # 1 knew no more
 
 
 COLUMNS = (
     "user_id", "token_id", "method", "path", "route_name", "status_code",
-    "ip_address", "user_agent", "duration_ms", "query", "request_body", "created_at",
+    "ip_address", "user_agent", "duration_ms", "query", "request_body", "created_at", "request_id",
 )  # fmt: skip
 
 
-def test_a_log_of_version_1_can_be_read_as_it_is(run, old_log, desk):
+def test_an_old_log_can_be_read_as_it_is(run, old_log, log_version, desk):
     assert "api/nope" in run("audit", "--db", desk)[1]
-    assert version(old_log) == 1
+    assert version(old_log) == log_version
 
 
-@pytest.mark.parametrize("step", range(1, 7))
-def test_a_log_whose_upgrade_was_killed_is_as_it_was(old_log, step):
+@pytest.mark.parametrize(("log_version", "step"), [(1, step) for step in range(1, 13)] + [(2, step) for step in range(1, 9)])
+def test_a_log_whose_upgrade_was_killed_is_as_it_was(old_log, log_version, step):
     before = ask(old_log, "SELECT * FROM api_audits ORDER BY id")
     opener = start_opener(old_log, step, kind="audit")
     opener.communicate("go\n")
     assert opener.returncode == -signal.SIGKILL
-    assert version(old_log) == 1
+    assert (version(old_log), ask(old_log, "SELECT * FROM api_audits ORDER BY id")) == (log_version, before)
     ticketapi.AuditLog(old_log).close()
-    assert (version(old_log), ask(old_log, "SELECT * FROM api_audits ORDER BY id")) == (2, before)
+    assert (version(old_log), ask(old_log, "SELECT * FROM api_audits ORDER BY id")) == (3, upgraded(before))
 
 
 # Beside a server of an older version --------------------------------------------------------------
@@ -229,11 +281,11 @@ def test_what_is_served_is_not_upgraded(run, old, old_version, command):
     assert version(old) == CURRENT
 
 
-def test_a_log_that_is_served_is_not_upgraded(run, old_log, desk):
+def test_a_log_that_is_served_is_not_upgraded(run, old_log, log_version, desk):
     upgrade(desk)
     with elsewhere_locked(desk):
         code, _, err = run("audit", "prune", "--older-than", "1d", "--db", desk)
-        assert (code, "is old, and served" in err, version(old_log)) == (1, True, 1)
+        assert (code, "is old, and served" in err, version(old_log)) == (1, True, log_version)
     assert run("audit", "prune", "--older-than", "1d", "--db", desk)[:2] == (0, "Pruned 2 audits\n")
 
 
@@ -249,11 +301,11 @@ def test_a_server_upgrades_what_it_serves(serve, old):
     assert version(old) == CURRENT
 
 
-def test_a_desk_of_version_4_is_refused_and_stays_as_it_was(old):
+def test_a_desk_of_version_6_is_refused_and_stays_as_it_was(old):
     with closing(sqlite3.connect(old)) as db:
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 6")
     before = old.read_bytes()
-    with pytest.raises(ticketapi.TicketApiError, match=r"newer ticketapi \(schema 4, this one knows 3\); upgrade ticketapi$"):
+    with pytest.raises(ticketapi.TicketApiError, match=r"newer ticketapi \(schema 6, this one knows 5\); upgrade ticketapi$"):
         upgrade(old)
     assert old.read_bytes() == before
 
@@ -288,7 +340,7 @@ def test_processes_that_open_at_once_upgrade_once(tmp_path, old_version):
             process.stdin.flush()
         said = [process.communicate(timeout=30) for process in processes]
         assert [out for out, _ in said] == ["opened\n"] * 2
-        assert "".join(err for _, err in said).count("desk 2 to 3") == 1
+        assert "".join(err for _, err in said).count("desk 3 to 4") == 1
         assert_upgraded(path, before)
 
 
@@ -297,7 +349,7 @@ def test_processes_that_open_at_once_upgrade_once(tmp_path, old_version):
 
 LAST = [
     sum(len(ticketapi.schema_statements(f"desk {step} to {step + 1}")) for step in range(first, CURRENT)) + 2
-    for first in (1, 2)
+    for first in (1, 2, 3)
 ]  # how many statements an upgrade runs, with those that end it
 
 
@@ -306,8 +358,10 @@ LAST = [
     [
         *((1, before, 0) for before in (1, 2, 5, 6, 7, 8, LAST[0] // 2, LAST[0] - 1, LAST[0])),
         *((2, before, 0) for before in (1, 3, 7, 8, 9, LAST[1] - 1, LAST[1])),
+        *((3, before, 0) for before in (1, 2, 5, 9, LAST[2] // 2, LAST[2] - 1, LAST[2])),
         (1, 0, 2000),
         (2, 0, 2000),
+        (3, 0, 2000),
     ],
 )
 def test_a_desk_whose_upgrade_was_killed_is_as_it_was(old, old_version, before, steps):

@@ -11,12 +11,11 @@ def put_tickets(db, *arrivals):
     with ticketapi.transaction(db):
         ticketapi.insert_users(db, [(1, "Ann", "a@example.com", ticketapi.format_time(0))])
         rows = [
-            (n, 1, n, "Ann", "a@example.com", "s", "c", 1, ticketapi.format_time(t), ticketapi.format_time(t), None, None)
+            (n, 1, n, "Ann", "a@example.com", "s", "c", 1, ticketapi.format_time(t), ticketapi.format_time(t), None, None, n)
             for n, t in enumerate(arrivals, 1)
         ]
         ticketapi.insert_tickets(db, rows)
-        ticketapi.add_user_tickets(db, [(len(rows), 1)])
-        ticketapi.add_ticket_count(db, ticketapi.OPEN, len(rows))
+        ticketapi.rebuild_counters(db)
 
 
 def closings(db):

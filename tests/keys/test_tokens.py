@@ -257,9 +257,13 @@ def test_an_owner_is_not_a_customer(db):
     assert owner >= ticketapi.FIRST_OWNER_ID
 
 
-def test_a_customer_may_own_a_token(db):
+def test_a_customer_who_owns_a_token_is_two_users(db):
     ticketapi.generate_tickets(db, 50, NOON, 1)
-    assert create(db, email=ticketapi.find_user(db, 3)["email"])["user_id"] == 3
+    email = ticketapi.find_user(db, 3)["email"]
+    owner = create(db, email=email)["user_id"]
+    assert owner >= ticketapi.FIRST_OWNER_ID
+    assert create(db, email=email.upper())["user_id"] == owner == ticketapi.find_owner(db, email)
+    assert (ticketapi.find_user(db, 3)["email"], ticketapi.find_user(db, owner)["email"]) == (email, email)
 
 
 # Last used ----------------------------------------------------------------------------------------
@@ -294,6 +298,21 @@ def test_a_use_is_given_up_without_waiting_while_the_desk_is_locked(desk, db, re
         assert last_used_at(db, record) is None
     note_use(desk, reader, record, NOON + 1)
     assert last_used_at(db, record) == ticketapi.format_time(NOON + 1)
+
+
+@pytest.mark.files
+def test_while_the_wal_is_long_no_use_is_noted_as_the_commit_might_bring_all_of_it_into_the_file(desk, db, reader, monkeypatch):
+    record = create(db)
+    monkeypatch.setattr(ticketapi, "LONG_WAL", 200_000)
+    with closing(ticketapi.connect(desk, ticketapi.READER)) as other, ticketapi.snapshot(other):
+        ticketapi.count_tickets(other, ticketapi.OPEN)  # who reads what was before keeps it from being brought in
+        ticketapi.generate_tickets(db, 400, NOON, seed=1)
+        note_use(desk, reader, record, NOON)
+        assert last_used_at(db, record) is None
+    monkeypatch.setattr(ticketapi, "WAL_KEPT", 0)
+    ticketapi.shrink_wal(desk, ticketapi.MAX_ID)
+    note_use(desk, reader, record, NOON + SECOND)
+    assert last_used_at(db, record) == ticketapi.format_time(NOON + SECOND)
 
 
 def test_a_use_is_noted_without_waiting_or_given_up_while_somebody_has_the_row_of_the_token(desk, db, reader):

@@ -10,7 +10,7 @@ from conftest import NOON, wait_for
 import ticketapi
 
 ROW = {
-    **dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body")),
+    **dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body", "request_id")),
     **{"method": "GET", "path": "api/x", "status_code": 200, "ip_address": "::1", "duration_ms": 1},
     "created_at": ticketapi.format_time(NOON),
 }
@@ -73,8 +73,8 @@ def test_a_copy_whose_session_is_ended_says_so_and_keeps_nothing(databases, plac
 
 
 def test_what_reads_for_long_may_be_idle_in_its_transaction_as_long():
-    for profile in (ticketapi.INSPECTOR, ticketapi.VISITOR, ticketapi.COPIER):
-        assert profile.hangs >= profile.seconds >= 3600
+    for access in (ticketapi.INSPECTOR, ticketapi.VISITOR, ticketapi.COPIER):
+        assert access.hangs >= access.seconds >= 3600
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,15 @@ def test_a_try_that_fails_in_an_unknown_way_is_not_the_last(databases, place, mo
             db.execute("SELECT 1")
         wait_for(lambda: not place.down)
         assert db.execute("SELECT 1").fetchone()[0] == 1
+
+
+def test_writes_are_refused_at_once_while_the_database_is_down_and_go_on_then(databases, place):
+    writer = ticketapi.Writer(place, ticketapi.Clock())
+    assert writer.submit(lambda db: 1).result(15) == 1
+    place.down = "no answer"
+    refused = [writer.submit(lambda db: 2) for _ in range(2)]
+    assert [type(future.exception(15)) for future in refused] == [ticketapi.Unreachable] * 2
+    place.down = ""
+    wait_for(lambda: not writer.submit(lambda db: 3).exception(15))
+    writer.close(15)
+    assert place.kept == []

@@ -388,12 +388,12 @@ def test_an_interrupt_ends_the_session_as_nobody_would_hear_its_answer(db):
 
 
 @pytest.mark.parametrize(
-    ("profile", "commit"),
-    [(ticketapi.WRITER, "on"), (ticketapi.LOG_WRITER, "off"), (ticketapi.READER, "off"), (ticketapi.NOTER, "on")],
+    ("access", "commit"),
+    [(ticketapi.WRITER, "on"), (ticketapi.LOG_WRITER, "off"), (ticketapi.READER, "off"), (ticketapi.NOTER, "off")],
 )
-def test_a_session_is_set_up_as_its_profile_says(place, profile, commit):
-    with closing(ticketapi.connect(place, profile)) as db:
-        assert 1 <= db.execute("PRAGMA busy_timeout").fetchone()[0] <= max(1, profile.wait_ms)  # 0 would be for ever
+def test_a_session_is_set_up_as_its_access_says(place, access, commit):
+    with closing(ticketapi.connect(place, access)) as db:
+        assert 1 <= db.execute("PRAGMA busy_timeout").fetchone()[0] <= max(1, access.wait_ms)  # 0 would be for ever
         names = ("synchronous_commit", "application_name")
         assert [db.execute(f"SHOW {name}").fetchone()[0] for name in names] == [commit, "ticketapi"]
         assert db.execute("SHOW server_version").fetchone()[0].startswith(db.version)

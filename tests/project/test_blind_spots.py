@@ -34,21 +34,21 @@ def shut(path, mode):
         yield
 
 
-def seconds_of(path, profile):
+def seconds_of(path, access):
     """Return how long it takes until a connection is refused the right to write, and check that it is for the lock."""
     begin = time.monotonic()
     refused = pytest.raises(sqlite3.OperationalError, match=r"^database is locked$")
-    with refused, closing(ticketapi.connect(path, profile)) as db:
+    with refused, closing(ticketapi.connect(path, access)) as db:
         db.execute("BEGIN IMMEDIATE")
     return time.monotonic() - begin
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
-@pytest.mark.parametrize("profile", [ticketapi.NOTER, ticketapi.LOG_READER, ticketapi.NOTER._replace(wal=False)])
-def test_who_waits_for_nobody_is_back_at_once(tmp_path, mode, profile):
+@pytest.mark.parametrize("access", [ticketapi.NOTER, ticketapi.LOG_READER, ticketapi.NOTER._replace(wal=False)])
+def test_who_waits_for_nobody_is_back_at_once(tmp_path, mode, access):
     path = tmp_path / "file.db"
     with shut(path, mode):
-        assert seconds_of(path, profile) < 1
+        assert seconds_of(path, access) < 1
 
 
 def test_everybody_else_waits_five_seconds(tmp_path):
@@ -146,9 +146,10 @@ def test_a_customer_whose_address_is_taken_gets_one_with_the_number_once_and_twi
     words = ticketapi.load_words()
     (_, first), (_, second) = (ticketapi.compose_customer(words, 7, number) for number in (1, 2))
     name, _, domain = second.partition("@")
-    for taken in (first, second, f"{name}.2@{domain}"):
-        ticketapi.create_token(db, taken, "t", ["*"], 0, NOON)
-    ticketapi.add_customers(db, 7, 2, NOON)
+    with ticketapi.transaction(db):
+        for taken in (first, second.upper(), f"{name}.2@{domain}"):
+            ticketapi.ensure_customer(db, "Who came before", taken, NOON)
+        ticketapi.add_customers(db, 7, {1: NOON, 2: NOON})
     found = [email for (email,) in db.execute("SELECT email FROM users WHERE id < 10 ORDER BY id")]
     assert found == [first.replace("@", ".1@"), f"{name}.2.2@{domain}"]
 

@@ -22,6 +22,7 @@ OWN_FILES = (
     "schema.sql",
     "openapi.json",
     "vocabulary.json",
+    "profiles.json",
     "dashboard.html",
     "docs.html",
     "page.js",

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from contextlib import closing
+from urllib.parse import urlencode
 
 import bottle
 import pytest
@@ -16,7 +17,11 @@ PATH = ROOT / "postman" / "ticketapi.postman_collection.json"
 TEXT = PATH.read_text()
 COLLECTION = json.loads(TEXT)
 SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
-FOLDERS = ["Tickets", "Users", "Stats", "Operation", "Health", "Description", "Pages"]
+FOLDERS = [
+    *("Tickets", "Users", "Stats", "Writing", "Changes", "Webhooks", "Token", "Simulation", "Snapshots", "Faults"),
+    *("Operation", "Health", "Description", "Pages"),
+]
+RATE = 90  # the limit under which it is run
 CONTRACT = ROOT / "tests" / "contract"
 newman = pytest.mark.skipif(not shutil.which("newman"), reason="needs newman: npm install --global newman")
 
@@ -38,6 +43,14 @@ def sent_url(item):
     query = "&".join(f"{field['key']}={field['value']}" for field in url.get("query", []) if not field.get("disabled"))
     path = "/".join(values.get(part, part) for part in url["path"])
     return f"/{path}?{query}" if query else f"/{path}"
+
+
+def sent_body(item):
+    """Return the body as it is sent."""
+    body = item["request"].get("body", {})
+    if body.get("mode") == "urlencoded":
+        return urlencode({field["key"]: field["value"] for field in body["urlencoded"]})
+    return body.get("raw", "")
 
 
 def script_of(thing):
@@ -72,10 +85,11 @@ def test_it_is_a_collection_of_version_2_1():
         assert all(isinstance(line, str) and "\n" not in line for line in event["script"]["exec"])
 
 
-def test_it_is_set_up_with_two_variables_and_holds_no_token():
+def test_it_is_set_up_with_three_variables_and_holds_no_token():
     assert {variable["key"]: variable["value"] for variable in COLLECTION["variable"]} == {
         "baseUrl": "http://127.0.0.1:8000",
         "apiToken": "",
+        "webhookUrl": "https://[2000::1]/hooks",
     }
     assert COLLECTION["auth"] == {"type": "bearer", "bearer": [{"key": "token", "value": "{{apiToken}}", "type": "string"}]}
     assert not re.search(r"tkt_\w", TEXT)
@@ -85,6 +99,7 @@ def test_its_description_says_how_to_get_a_token_and_how_to_run_it():
     description = COLLECTION["info"]["description"]
     assert "ticketapi token create" in description
     assert f"newman run {PATH.relative_to(ROOT)}" in description
+    assert f"ticketapi serve --demo --clock now --rate {RATE}" in description
 
 
 # The requests ------------------------------------------------------------------------------------
@@ -93,7 +108,7 @@ def test_its_description_says_how_to_get_a_token_and_how_to_run_it():
 def test_it_has_every_route_of_the_app_and_no_other(api):
     matched = set()
     for item in items():
-        method, path = item["request"]["method"], sent_url(item).partition("?")[0]
+        method, path = item["request"]["method"], re.sub(r"\{\{\w+\}\}", "1", sent_url(item).partition("?")[0])
         try:
             matched.add(api.app.match({"REQUEST_METHOD": method, "PATH_INFO": path})[0].rule)
         except bottle.HTTPError:
@@ -146,7 +161,7 @@ def test_an_example_has_the_keys_of_the_recorded_answers(name, contract):
 
 def fill(text, variables):
     """Put the values of variables into a text, as Postman does."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: variables[found[1]], text)
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: str(variables[found[1]]), text.replace("{{$guid}}", "a-guid"))
 
 
 def play(api, item, token, variables):
@@ -155,8 +170,9 @@ def play(api, item, token, variables):
     given = {None: token, "bearer": "not-a-token", "noauth": None}[kind]
     wanted = item["response"][0]["code"]
     headers = {header["key"]: fill(header["value"], variables) for header in item["request"]["header"]}
-    for _ in range(ticketapi.Settings().rate + 1):
-        answer = api.request(item["request"]["method"], fill(sent_url(item), variables), token=given, headers=headers)
+    url, body = fill(sent_url(item), variables), fill(sent_body(item), variables).encode()
+    for _ in range(RATE + 1):
+        answer = api.request(item["request"]["method"], url, token=given, headers=headers, body=body)
         if answer.status == wanted or wanted != 429:
             break
     return answer
@@ -168,23 +184,36 @@ def token(db, clock):
     return ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "test", ["*"], 0, clock.wall())["token"]
 
 
-def test_every_example_is_what_the_app_answers(api, db, clock, token):
+KEPT = {  # what the scripts keep of an answer
+    "etag": lambda answer: answer.headers["etag"],
+    "next_cursor": lambda answer: answer.json["meta"]["next_cursor"],
+    "after_cursor": lambda answer: answer.json["meta"]["after_cursor"],
+    "snapshot": lambda answer: answer.json["data"]["name"],
+    **dict.fromkeys(("ticket_id", "webhook_id", "delivery_id"), lambda answer: answer.json["data"]["id"]),
+}
+
+
+def test_every_example_is_what_the_app_answers(make_api, db, clock, token):
+    api = make_api(rate=RATE)
     ticketapi.generate_history(db, 3000, 30 * ticketapi.DAY, clock.wall(), seed=1)
-    variables = {}
+    ticketapi.begin_simulation(db, None, (None, 1000), 1, 1, clock.wall())
+    variables = {"key": "a key", "webhookUrl": "https://[2000::1]/hooks"}
     for item in items():
         example = item["response"][0]
         shown = Answer(
             example["code"], {header["key"].lower(): header["value"] for header in example["header"]}, example["body"]
         )
         answer = play(api, item, token, variables)
-        kept = re.findall(r'variables\.set\("(etag|next_cursor)"', script_of(item))
-        variables.update({name: answer.headers["etag"] if name == "etag" else answer.json["meta"][name] for name in kept})
         assert answer.status == shown.status, item["name"]
+        kept = re.findall(r'variables\.set\("(\w+)"', script_of(item))
+        variables.update({name: KEPT[name](answer) for name in kept if name in KEPT})
         assert shown.headers.keys() <= answer.headers.keys(), item["name"]
         assert bool(answer.body) == bool(shown.body), item["name"]
         assert answer.headers.get("content-type") == shown.headers.get("content-type"), item["name"]
         if shown.body and shown.headers["content-type"] == "application/json":
             assert list(answer.json) == list(shown.json), item["name"]
+            if isinstance(shown.json.get("data"), dict):
+                assert list(answer.json["data"]) == list(shown.json["data"]), item["name"]
 
 
 # Newman ------------------------------------------------------------------------------------------
@@ -198,7 +227,7 @@ def run_newman(served, token):
 
 @newman
 def test_newman_passes_on_a_fresh_demo_and_fails_with_a_wrong_token(serve, tmp_path):
-    served = serve("--demo", "--no-scheduler")
+    served = serve("--demo", "--clock", "now", "--no-scheduler", "--rate", str(RATE))
     with closing(ticketapi.open_database(tmp_path / "ticketapi.db", "desk")) as db:
         made = ticketapi.create_token(db, ticketapi.OPERATOR_EMAIL, "newman", ["*"], 0, ticketapi.wall_microseconds())
     passed = run_newman(served, made["token"])

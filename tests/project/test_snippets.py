@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,7 +19,7 @@ import ticketapi
 
 PAGE = "connectors.md"
 OPENED, CLOSED_MEANWHILE = 264, 30
-RULES = " ".join(section(PAGE, "Four rules").split())
+RULES = " ".join(section(PAGE, "Five rules").split())
 PROGRAMS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
@@ -51,7 +53,7 @@ def walk(served, folder, token, path):
     return ids
 
 
-# Four rules --------------------------------------------------------------------------------------
+# Five rules --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("query", "missing"), [("?page=1", CLOSED_MEANWHILE), ("?cursor=", 0)])
@@ -86,18 +88,32 @@ def asked(folder, path):
 
 
 def copied(folder):
-    """Return what sync.py keeps: ids by status."""
+    """Return the tickets that sync.py keeps, by id."""
     with closing(sqlite3.connect(folder / "copy.db")) as db:
         rows = db.execute("SELECT id, status, ticket FROM tickets").fetchall()
-    assert all(json.loads(text)["status"] == status for _, status, text in rows)
-    return {status: {number for number, kept, _ in rows if kept == status} for status in ("Open", "Closed")}
+    tickets = {number: json.loads(text) for number, _, text in rows}
+    assert all(tickets[number]["status"] == status for number, status, _ in rows)
+    return tickets
 
 
 def on_the_desk(folder):
-    """Return what the desk has: ids by status."""
+    """Return the tickets that the desk has, as the export shows them, by id."""
+    with closing(ticketapi.connect(folder / "ticketapi.db", ticketapi.READER)) as db:
+        found = [json.loads(row["resource"]) for row in db.execute("SELECT resource FROM ticket_resources WHERE status > 0")]
+        closed_at = {row["id"]: row["closed_at"] for row in db.execute("SELECT id, closed_at FROM tickets")}
+    return {one["id"]: {**one, "closed_at": closed_at[one["id"]], "deleted_at": None} for one in found}
+
+
+def live(folder):
+    """Let the desk live a little: tickets are closed, come, are deleted and reopened."""
+    now = ticketapi.wall_microseconds()
     with desk_of(folder) as db:
-        rows = [tuple(row) for row in db.execute("SELECT id, status FROM tickets")]
-    return {name: {n for n, kept in rows if kept == status} for name, status in (("Open", 1), ("Closed", 2))}
+        ticketapi.process_tickets(db, 5, now)
+        for number in (3, 500, 999):
+            ticketapi.delete_ticket(db, number, now)
+        for number in (1, 2):
+            ticketapi.update_ticket(db, number, {"status": ticketapi.OPEN}, now)
+        ticketapi.generate_tickets(db, 7, now, seed=8)
 
 
 @pytest.fixture
@@ -118,16 +134,16 @@ def sync(serve, tmp_path, token):
     return run
 
 
-def test_plain_python_copies_the_desk_and_then_reads_what_has_been_closed_since(serve, tmp_path, sync):
+def test_plain_python_copies_the_desk_and_then_reads_what_has_changed_since(serve, tmp_path, sync):
     with desk_of(tmp_path) as db:
         ticketapi.generate_history(db, 1000, 30 * ticketapi.DAY, ticketapi.wall_microseconds(), seed=7)
     served = serve("--no-scheduler")
     assert sync(served) == on_the_desk(tmp_path)
-    first = asked(tmp_path, "api/tickets/closed")
+    first = asked(tmp_path, "api/tickets/export")
     assert all(query.keys() == {"cursor", "per_page"} and query["per_page"] == "200" for _, query in first)
-    process(tmp_path, 5)
+    live(tmp_path)
     assert sync(served) == on_the_desk(tmp_path)
-    assert (len(first), len(asked(tmp_path, "api/tickets/closed"))) == (5, 6)
+    assert (len(first), len(asked(tmp_path, "api/tickets/export"))) == (5, 6)
 
 
 def test_plain_python_waits_where_the_limit_says_so(serve, tmp_path, token, sync):
@@ -137,7 +153,107 @@ def test_plain_python_waits_where_the_limit_says_so(serve, tmp_path, token, sync
     while served.get("/api/stats", token).status == 200:
         pass  # until the bucket is empty
     assert sync(served) == on_the_desk(tmp_path)
-    assert asked(tmp_path, "api/tickets/open")[0][0] == 429
+    assert asked(tmp_path, "api/tickets/export")[0][0] == 429
+
+
+# The page of the API -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(serve, tmp_path):
+    """Return a function that gives lines of a page, against a server, and how to run them as they stand there."""
+    with desk_of(tmp_path) as db:
+        ticketapi.generate_tickets(db, 300, ticketapi.wall_microseconds(), seed=7)
+        made = ticketapi.create_token(db, "reader@example.com", "shell", ["*"], 0, ticketapi.wall_microseconds())
+    served = serve("--no-scheduler", "--rate", "0")
+    environ = {**os.environ, "PATH": PROGRAMS, "TOKEN": made["token"]}
+
+    def lines(title, language="sh", which=0, command=("sh", "-euc"), page="api.md"):
+        script = snippets(page, title, language)[which].replace("http://127.0.0.1:8000", served.url)
+        return command, script, {"cwd": tmp_path, "env": environ, "text": True}
+
+    return lines
+
+
+def run_lines(command, script, options):
+    """Run a script to its end and return what it says."""
+    done = subprocess.run([*command, script], capture_output=True, timeout=60, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_lines_that_write_do_what_they_say(shell, tmp_path):
+    out = run_lines(*shell("Writing"))
+    with closing(ticketapi.connect(tmp_path / "ticketapi-audit.db")) as db:
+        rows = db.execute("SELECT method, status_code, request_body FROM api_audits ORDER BY id").fetchall()
+    told = [(row["method"], row["status_code"]) for row in rows]
+    assert told == [("POST", 201), ("PATCH", 200), ("PATCH", 412), ("POST", 201), ("GET", 200), ("DELETE", 204)]
+    assert "The printer is on fire" in out
+    assert "The ticket has changed; get it again" in out
+    assert out.count("We have sent somebody with a bucket.") == 2
+
+
+def test_the_lines_that_make_a_webhook_do_what_they_say(shell, tmp_path):
+    out = run_lines(*shell("By the API", page="webhooks.md"))
+    with closing(ticketapi.connect(tmp_path / "ticketapi-audit.db")) as db:
+        told = [row["status_code"] for row in db.execute("SELECT status_code FROM api_audits ORDER BY id")]
+    assert told == [201, 200, 202, 200, 202, 204]
+    assert '"secret":"whsec_' in out
+    assert '"name":"the pager"' in out
+
+
+@pytest.mark.parametrize(("title", "has"), [("Search", "data"), ("Export", "deleted_at"), ("Events", "ticket.created")])
+def test_the_lines_that_read_changes_are_answered(shell, title, has):
+    out = run_lines(*shell(title))
+    assert f'"{has}"' in out
+    assert '"message"' not in out
+
+
+def test_the_lines_that_save_and_restore_do_what_they_say(shell, tmp_path):
+    command, script, options = shell("Snapshots", page="simulation.md")
+    desk = tmp_path / "new"
+    desk.mkdir()
+    lines = [line for line in script.splitlines() if not line.startswith("ticketapi serve")]
+    out = run_lines(command, "\n".join(lines), options | {"cwd": desk})
+    done = [line.partition(":")[0] for line in out.splitlines()]
+    assert done[2:-1] == [
+        "Saved monday",
+        "Processed 20 tickets",
+        "Ticket IDs",
+        "Restored monday",
+        "NAME    CREATED AT                   TICKETS  SIZE",
+    ]
+    assert out.splitlines()[-1].startswith("monday  ")
+
+
+def test_the_lines_that_save_and_restore_over_http_do_what_they_say(shell, tmp_path):
+    out = run_lines(*shell("Snapshots", which=1, page="simulation.md"))
+    with closing(ticketapi.connect(tmp_path / "ticketapi-audit.db")) as db:
+        told = [row["status_code"] for row in db.execute("SELECT status_code FROM api_audits ORDER BY id")]
+    assert told == [201, 200, 200, 204]
+    assert out.count('"name":"tuesday"') == 3
+
+
+def first_lines(command, script, options, count):
+    """Start a script that does not end by itself, and return the first lines that it says."""
+    with subprocess.Popen([*command, script], stdout=subprocess.PIPE, start_new_session=True, **options) as process:
+        try:
+            return [process.stdout.readline() for _ in range(count)]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_stream_is_read_by_curl(shell):
+    lines = first_lines(*shell("Events", which=1), count=6)
+    assert lines[:5] == ["retry: 3000\n", "id: 0\n", "\n", "id: 1\n", "event: ticket.created\n"]
+    assert json.loads(lines[5].removeprefix("data: "))["id"] == 1
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node: apt-get install nodejs")
+def test_the_stream_is_read_by_fetch(shell):
+    command, script, options = shell("Events", "js", command=("node", "-e"))
+    script += '; follow(process.env.TOKEN, (event) => console.log(event.id, event.type), "2");'
+    assert first_lines(command, script, options, 2) == ["3 ticket.created\n", "4 ticket.created\n"]
 
 
 # Somebody's own test suite -----------------------------------------------------------------------

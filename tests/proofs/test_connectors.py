@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,44 @@ def ids(folder, status):
     """Return the ids of the open or the closed tickets on the desk."""
     with desk_of(folder) as db:
         return sorted(row["id"] for row in db.execute("SELECT id FROM tickets WHERE status = ?", (status,)))
+
+
+def on_the_desk(folder):
+    """Return the tickets that the desk has, as the export shows them, by id."""
+    with closing(ticketapi.connect(folder / "ticketapi.db", ticketapi.READER)) as db:
+        found = [json.loads(row["resource"]) for row in db.execute("SELECT resource FROM ticket_resources WHERE status > 0")]
+    return {one["id"]: one for one in found}
+
+
+def live(folder, turn):
+    """Let the desk live a little: tickets are closed, changed, reopened and deleted, and new ones come."""
+    with desk_of(folder) as db:
+        now = ticketapi.wall_microseconds()
+        ticketapi.generate_tickets(db, 5, now, seed=turn)
+        ticketapi.process_tickets(db, 3, now)
+        for number in range(1 + turn * 7, 1 + turn * 7 + 4):
+            ticketapi.delete_ticket(db, number, now)
+        ticketapi.update_ticket(db, 400 + turn, {"status": ticketapi.OPEN, "subject": f"Turn {turn}"}, now)
+
+
+@contextmanager
+def living(folder):
+    """Let the desk live in a thread, as others write while a connector reads; it has lived twice at least."""
+    ending, turns = threading.Event(), iter(range(1, 40))
+
+    def go_on():
+        for turn in turns:
+            live(folder, turn)
+            if ending.wait(0.2) and turn > 1:
+                return
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
 
 
 def requests(folder, path):
@@ -151,18 +190,52 @@ def test_dlt_follows_the_links_of_a_walk_by_cursor_with_auto(client, tmp_path):
     assert all(status == 200 and query["per_page"] == "200" and "page" not in query for status, query in walked)
 
 
+def loaded_tickets(client):
+    """Return the tickets that dlt has loaded, by id: what a row of them says."""
+    columns = "id, subject, content, status, user__id, user__email"
+    rows = f"duckdb.connect('copy.duckdb').sql('SELECT {columns} FROM desk.tickets').fetchall()"
+    program = f"import duckdb, json; print(json.dumps({rows}))"
+    return {row[0]: row for row in json.loads(client.run(PYTHON, "-c", program))}
+
+
+def as_rows(tickets):
+    """Return tickets of the desk as rows of that kind."""
+    told = ("id", "subject", "content", "status")
+    return {number: [*(one[name] for name in told), one["user"]["id"], one["user"]["email"]] for number, one in tickets.items()}
+
+
 @needs_dlt
-def test_dlt_walks_by_cursor_and_ends_early_in_the_second_run(client, tmp_path):
-    _, explicit = snippets(PAGE, "dlt", "python")
-    assert "Fallback" not in client.python(explicit)
-    assert loaded(client, "closed_tickets") == ids(tmp_path, ticketapi.CLOSED)
-    first = requests(tmp_path, "api/tickets/closed")
-    assert ["cursor" in query for _, query in first] == [False, True, True, True, True]
-    process(tmp_path, 7)
-    client.python(explicit)
-    assert loaded(client, "closed_tickets") == ids(tmp_path, ticketapi.CLOSED)
-    assert loaded(client, "open_tickets") == ids(tmp_path, ticketapi.OPEN)
-    assert len(requests(tmp_path, "api/tickets/closed")) == len(first) + 1
+def test_dlt_copies_a_desk_that_changes_meanwhile_deletes_too(client, tmp_path):
+    _, export = snippets(PAGE, "dlt", "python")
+    with living(tmp_path):
+        client.python(export)
+        client.python(export)
+    first = requests(tmp_path, "api/tickets/export")
+    client.python(export)
+    assert loaded_tickets(client) == as_rows(on_the_desk(tmp_path))
+    assert loaded_tickets(client).keys().isdisjoint({8, 15})  # they were deleted
+    assert all(status == 200 and query["per_page"] == "200" for status, query in first)
+    assert len(requests(tmp_path, "api/tickets/export")) == len(first) + 1  # it reads what is new alone
+
+
+@needs_dlt
+def test_dlt_takes_the_latest_of_tickets_that_come_twice_in_a_walk(client, tmp_path):
+    _, export = snippets(PAGE, "dlt", "python")
+    with desk_of(tmp_path) as db:
+        writer = ticketapi.create_token(db, "writer@example.com", "t", ["write:tickets"], 0, ticketapi.wall_microseconds())[
+            "token"
+        ]
+    program = export.replace(
+        "        yield page\n",
+        """        yield page
+        for one in page[:20] if not place.get("after") else ():
+            address, headers = f"{desk.base_url}tickets/{one['id']}", {"Authorization": "Bearer WRITER"}
+            assert desk.session.delete(address, headers=headers).status_code == 204
+""".replace("WRITER", writer),
+    )
+    assert program != export
+    client.python(program)
+    assert loaded_tickets(client) == as_rows(on_the_desk(tmp_path))
 
 
 @needs_dlt
@@ -191,34 +264,44 @@ def read(airbyte, more=""):
     [commands] = snippets(PAGE, "Airbyte", "sh")
     assert '"SUCCEEDED"' in airbyte.run("sh", "-euc", airbyte.here(commands).replace(" >messages", f" {more} >messages"))
     messages = [json.loads(line) for line in (airbyte.folder / "messages.jsonl").read_text().splitlines()]
-    records = {"open_tickets": [], "closed_tickets": []}
+    records = {"open_tickets": [], "tickets": []}
     for message in messages:
         if message["type"] == "RECORD":
-            records[message["record"]["stream"]].append(message["record"]["data"]["id"])
+            records[message["record"]["stream"]].append(message["record"]["data"])
     states = {one["state"]["stream"]["stream_descriptor"]["name"]: one["state"] for one in messages if one["type"] == "STATE"}
     return records, list(states.values())
 
 
+def dedup(copy, records):
+    """Put records into a copy as a destination does that appends and takes out doubles and what was deleted."""
+    for record in records:
+        copy.pop(record["id"], None)
+        if record.pop("_ab_cdc_deleted_at", None) is None:
+            copy[record["id"]] = {name: record[name] for name in record if name not in ("closed_at", "deleted_at")}
+
+
 @needs_airbyte
-def test_airbyte_reads_both_lists_and_ends_early_in_the_second_run(airbyte, tmp_path):
-    records, states = read(airbyte)
-    assert sorted(records["open_tickets"]) == ids(tmp_path, ticketapi.OPEN)
-    assert sorted(records["closed_tickets"]) == ids(tmp_path, ticketapi.CLOSED)
-    walked = requests(tmp_path, "api/tickets/closed")
-    assert len(walked) == 5
-    assert all(status == 200 and query["per_page"] == "200" and "page" not in query for status, query in walked)
-    newest = records["closed_tickets"][0]
-    before = set(records["closed_tickets"])
-    process(tmp_path, 7)
-    (airbyte.folder / "state.json").write_text(json.dumps(states))
-    records, _ = read(airbyte, "--state state.json")
-    assert set(records["closed_tickets"]) == set(ids(tmp_path, ticketapi.CLOSED)) - before | {newest}
-    assert len(requests(tmp_path, "api/tickets/closed")) == len(walked) + 1
+def test_airbyte_copies_a_desk_that_changes_meanwhile_deletes_too(airbyte, tmp_path):
+    copy, more = {}, ""
+    with living(tmp_path):
+        for _ in range(2):
+            records, states = read(airbyte, more)
+            dedup(copy, records["tickets"])
+            (airbyte.folder / "state.json").write_text(json.dumps(states))
+            more = "--state state.json"
+    records, _ = read(airbyte, more)
+    dedup(copy, records["tickets"])
+    assert copy == on_the_desk(tmp_path)
+    assert copy.keys().isdisjoint({8, 15})  # they were deleted
+    assert sorted(one["id"] for one in records["open_tickets"]) == ids(tmp_path, ticketapi.OPEN)
+    walked = requests(tmp_path, "api/tickets/export")
+    assert walked[0][1] == {"per_page": "200", "start_time": "1970-01-01T00:00:00.000000Z"}
+    assert walked[-1][1]["start_time"] > "2025"  # a later run begins later
 
 
 @needs_airbyte
 def test_airbyte_waits_as_long_as_a_429_asks(airbyte, tmp_path):
     airbyte.exhaust()
     records, _ = read(airbyte)
-    assert sorted(records["open_tickets"]) == ids(tmp_path, ticketapi.OPEN)
+    assert sorted(one["id"] for one in records["open_tickets"]) == ids(tmp_path, ticketapi.OPEN)
     assert "Retrying in 2.0 seconds" in (airbyte.folder / "messages.jsonl").read_text()

@@ -32,8 +32,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    """A real server over that desk."""
-    served = Served("--no-scheduler", "--rate", RATE, cwd=folder)
+    """A real server over that desk, which has a clock of its own."""
+    served = Served("--no-scheduler", "--rate", RATE, "--clock", "now", cwd=folder)
     yield served
     served.stop()
 
@@ -201,8 +201,15 @@ def shown_operation(path, method, operation):
         "description": plain(operation.get("description", "")),
         "abilities": sorted({one for scheme in operation["security"] for names in scheme.values() for one in names}),
         "parameters": [[one["name"], one["in"], plain(one.get("description", ""))] for one in parameters],
+        "bodies": {type: shown_body(media) for type, media in operation.get("requestBody", {}).get("content", {}).items()},
         "answers": {status: shown_answer(resolve(response)) for status, response in operation["responses"].items()},
     }
+
+
+def shown_body(media):
+    """Return what the page must show of a body that is sent."""
+    examples = [media["example"]] if "example" in media else [one["value"] for one in media["examples"].values()]
+    return {"properties": sorted(property_names(media["schema"])), "examples": examples}
 
 
 def until(page, script, argument=None):
@@ -238,6 +245,9 @@ READ_ALL = """() => {
             abilities: texts(words, ":scope > .needs code").sort(),
             parameters: [...words.querySelectorAll(".parameters > li")].map((row) =>
                 [flat(row.querySelector(".name")), flat(row.querySelector(".flag")), flat(row.querySelector("p"))]),
+            bodies: Object.fromEntries([...words.querySelectorAll(":scope > .body > details")].map((node) => [
+                flat(node.querySelector(":scope > summary")),
+                { properties: [...new Set(texts(node, ".tree .name"))].sort(), examples: texts(node, "pre").map(example) }])),
             answers: Object.fromEntries(answers.map((node) => [flat(node.querySelector(".status")), answer(node)])),
         }];
     }));
@@ -248,7 +258,7 @@ def properties_alone(shown):
     """Take out of the parts of schemas what is no property: alternatives, called by the names of schemas, and kinds of keys."""
     schemas = "|".join(DOCUMENT["components"]["schemas"])
     for operation in shown.values():
-        for answer in operation["answers"].values():
+        for answer in [*operation["answers"].values(), *operation["bodies"].values()]:
             others = rf"{schemas}|alternative \d|any(?: other)? key|/.+/"
             answer["properties"] = [name for name in answer["properties"] if not re.fullmatch(others, name)]
     return shown
@@ -274,8 +284,9 @@ def test_the_side_lists_the_routes_by_tag(visit):
     page = visit()
     expected = {}
     for path, method, operation in OPERATIONS:
-        if method == "get":
-            expected.setdefault(operation["tags"][0], []).append([operation["summary"], path])
+        if method != "options":
+            called = path if method == "get" else f"{method.upper()} {path}"
+            expected.setdefault(operation["tags"][0], []).append([operation["summary"], called])
     found = page.get_by_role("navigation", name="Routes").locator(".group").evaluate_all(READ_GROUPS)
     assert found == [[tag["name"], expected[tag["name"]]] for tag in DOCUMENT["tags"]]
 
@@ -615,6 +626,87 @@ def test_without_a_clipboard_the_curl_line_is_selected(visit):
     assert page.evaluate("String(getSelection())").startswith("curl http://127.0.0.1:")
 
 
+# Writing -----------------------------------------------------------------------------------------
+
+
+def write(page, operation, text, fields=None):
+    """Write a body into an operation's editor and send it."""
+    trial(page, operation).get_by_label("Body", exact=True).fill(text)
+    return send(page, operation, fields)
+
+
+def test_a_ticket_is_made_changed_and_deleted(visit, make_token):
+    page = visit("/docs#tickets.store")
+    use(page, "tickets.store", make_token("*"))
+    made = send(page, "tickets.store", {"Idempotency-Key": "of the page"})
+    again = send(page, "tickets.store")
+    assert (made.status, again.status, again.json()) == (201, 201, made.json())
+    shown = trial(page, "tickets.store").locator(".heads").inner_text()
+    assert f"{made.headers['location']}\n" in shown
+    assert "Idempotent-Replayed\ntrue" in shown
+    known = {"id": str(made.json()["data"]["id"]), "If-Match": made.headers["etag"]}
+    changed = send(page, "tickets.update", known)
+    assert changed.json()["data"]["status"] == "Closed"
+    assert send(page, "tickets.update").status == 412
+    assert said(page, "tickets.update").startswith("The ticket has changed; get it again")
+    assert send(page, "tickets.destroy", {**known, "If-Match": "*"}).status == 204
+    assert send(page, "tickets.show", {"id": known["id"]}).status == 404
+
+
+def test_a_body_is_chosen_and_edited_and_marked_where_it_is_wrong(visit, make_token):
+    page = visit("/docs#tickets.store")
+    use(page, "tickets.store", make_token("*"))
+    editor = trial(page, "tickets.store").get_by_label("Body", exact=True)
+    trial(page, "tickets.store").get_by_label("Body, for example").select_option("application/x-www-form-urlencoded")
+    assert "user%5Bemail%5D=ana%40example.com" in editor.input_value()
+    assert send(page, "tickets.store").status == 201
+    trial(page, "tickets.store").get_by_label("Body, for example").select_option("application/json: By id")
+    assert json.loads(editor.input_value())["user_id"] == 1
+    assert write(page, "tickets.store", '{"content": "x", "user_id": 1}').status == 422
+    assert said(page, "tickets.store") == "subject: The subject field is required."
+    assert editor.get_attribute("aria-invalid") == "true"
+    assert write(page, "tickets.store", "{").status == 400
+    assert said(page, "tickets.store") == "The request body must be a JSON object."
+
+
+def test_the_clock_of_the_desk_is_set(visit, make_token):
+    page = visit("/docs#clock.update")
+    use(page, "clock.update", make_token("control:clock"))
+    frozen = send(page, "clock.update")  # as the document's first example says
+    assert (frozen.status, frozen.json()["data"]["status"]) == (200, "frozen")
+    moved = write(page, "clock.update", '{"advance": "1d", "speed": "60x"}')
+    assert moved.json()["data"]["now"][:10] > frozen.json()["data"]["now"][:10]
+    assert write(page, "clock.update", '{"advance": "soon"}').status == 422
+    assert said(page, "clock.update").startswith("advance: The advance field must be a duration")
+
+
+def test_the_curl_line_of_a_write_does_the_same(visit, make_token):
+    token = make_token("*")
+    page = visit("/docs#tickets.store")
+    use(page, "tickets.store", token)
+    text = json.dumps({"subject": "it's $HOME & `more`", "content": 'a "quoted" \\ one', "user_id": 1}, indent=1)
+    made = write(page, "tickets.store", text, {"Idempotency-Key": "it's a key"})
+    line = trial(page, "tickets.store").locator("pre code").first.text_content()
+    environ = {**os.environ, "TOKEN": token}
+    done = subprocess.run(line, shell=True, env=environ, capture_output=True, text=True, timeout=20)
+    head, _, told = done.stdout.partition("\n\n")
+    assert json.loads(told) == made.json()  # once more, as the key is the same
+    assert "Idempotent-Replayed: true" in head
+
+
+def test_a_stream_is_shown_as_it_comes_until_it_is_stopped(visit, make_token, folder):
+    with closing(ticketapi.open_database(folder / "ticketapi.db", "desk")) as db:
+        last = ticketapi.find_last_change(db)  # of many only the last are kept in sight
+    page = visit("/docs#events.stream")
+    use(page, "events.stream", make_token("*"))
+    coming = trial(page, "events.stream").get_by_label("The stream")
+    for after in (last - 5, last - 1):
+        assert send(page, "events.stream", {"after": str(after)}).status == 200
+        wait_for(lambda after=after: f"id: {after + 1}\n" in coming.inner_text())
+        trial(page, "events.stream").get_by_role("button", name="Stop").click()
+        trial(page, "events.stream").get_by_role("button", name="Stop").wait_for(state="hidden")
+
+
 # Finding the way ---------------------------------------------------------------------------------
 
 
@@ -747,6 +839,16 @@ def test_axe_finds_nothing_wrong_with_a_route_that_was_tried(visit, make_token, 
     until(page, OPEN_ALL, "stats")
     page.locator("#menu").evaluate("menu => { menu.open = true; }")
     page.get_by_label("Filter the routes").fill("/api/stats")
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize(("scheme", "viewport"), LOOKS[:2], ids=["light", "dark"])
+def test_axe_finds_nothing_wrong_with_a_body_that_was_refused(visit, make_token, scheme, viewport):
+    page = visit("/docs#tickets.store", scheme=scheme, viewport=viewport)
+    use(page, "tickets.store", make_token("*"))
+    assert write(page, "tickets.store", "{}").status == 422
+    until(page, OPEN_ALL, "tickets.store")
+    page.get_by_label("Filter the routes").fill("tickets.store")
     assert violations(page) == []
 
 

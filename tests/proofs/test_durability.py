@@ -22,7 +22,7 @@ from soundness import ask, assert_sound
 
 import ticketapi
 
-ROUNDS = int(os.environ.get("PROOF_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("PROOF_ROUNDS", "20"))
 COUNT, BATCH = 20_000, 1000
 # In small batches a round is short and has many commits, one of which is likely to be what the kill meets.
 PROGRAM = (sys.executable, "-c", f"import sys, ticketapi; ticketapi.BATCH = {BATCH}; sys.exit(ticketapi.main())")

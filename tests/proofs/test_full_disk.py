@@ -64,7 +64,7 @@ class Disk:
     def copy(self, destination):
         """Copy the files of desk and audit log out of the namespace."""
         destination.mkdir()
-        script = f"cp '{self.folder}'/ticketapi* '{destination}'"
+        script = f"cp -r '{self.folder}'/ticketapi* '{destination}'"
         assert self.run("sh", "-c", script)[0] == 0
         return destination
 
@@ -193,6 +193,46 @@ def test_a_disk_that_fills_up_in_a_large_process_keeps_whole_batches_and_says_ho
     assert 0 < closed < 100_000
     assert closed % ticketapi.BATCH == 0
     assert f"({closed:,} of 100,000 tickets were committed)" in answer[2]
+
+
+@pytest.mark.parametrize("leaving", ["1M", "8M", "14M", "20M"])
+def test_a_disk_that_fills_up_in_a_restore_leaves_the_desk_as_it_was_and_its_room_is_given_back(
+    make_disk, serve_on, tmp_path, leaving
+):
+    disk = make_disk("80m")
+    assert disk.ticketapi("generate", "--count", 25_000, "--seed", 1)[0] == 0
+    token = disk.ticketapi("token", "create", "--ability", "*")[1].strip()
+    assert disk.ticketapi("snapshot", "save", "one")[0] == 0
+    assert disk.ticketapi("generate", "--count", 5_000, "--seed", 2)[0] == 0
+    served = serve_on(disk)
+    assert served.get("/api/stats", token=token).json["total_tickets"] == 30_000
+    disk.fill(leaving=leaving)
+    code, out, err = disk.ticketapi("snapshot", "restore", "one")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.search("disk full: make room where|No space left on device: |No space left on device; the desk is as it was", err)
+    answer = served.get("/api/snapshots/one/restore", token=token, method="POST")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert served.get("/api/stats", token=token).json["total_tickets"] == 30_000
+    wait_for(lambda: ready(served) == (200, None))  # there is as much room as before
+    assert disk.ticketapi("generate", "--count", 1)[0] == 0
+    disk.free()
+    assert served.get("/api/snapshots/one/restore", token=token, method="POST").status == 200
+    assert served.get("/api/stats", token=token).json["total_tickets"] == 25_000
+    assert served.stop()[0] == 0
+    assert assert_sound(disk.copy(tmp_path / "copy") / "ticketapi.db") == (25_000, 0)
+
+
+def test_a_disk_that_fills_up_in_a_save_leaves_no_snapshot(make_disk):
+    disk = make_disk("44m")
+    assert disk.ticketapi("generate", "--count", 25_000, "--seed", 1)[0] == 0
+    disk.fill(leaving="8M")
+    code, out, err = disk.ticketapi("snapshot", "save", "one")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.search("disk full: make room where|No space left on device", err)
+    assert disk.ticketapi("snapshot", "list")[1] == "No snapshots\n"
+    assert disk.ticketapi("generate", "--count", 1)[0] == 0  # its room is given back
+    disk.free()
+    assert disk.ticketapi("snapshot", "save", "one")[0] == 0
 
 
 @pytest.mark.parametrize("words", ["serve --port 0", "generate", "token create"])

@@ -16,10 +16,10 @@ def attacked(request, tmp_path_factory):
         yield attacked
 
 
-@bounded(6000)
+@bounded(3000)
 @given(attacks())
 def test_whatever_is_sent_for_a_long_time_is_answered_soundly_or_cut(attacked, data):
-    """It takes about half a minute for each number of threads."""
+    """It takes about a quarter of a minute for each number of threads."""
     attacked.check(data)
 
 

@@ -12,7 +12,16 @@ from conftest import ROOT, Served
 from faults import make_desk
 
 BUILD = ROOT / "packaging" / "build_zipapp.py"
-FILES = ("ticketapi.py", "schema.sql", "vocabulary.json", "openapi.json", "dashboard.html", "docs.html", "page.js")
+FILES = (
+    "ticketapi.py",
+    "schema.sql",
+    "vocabulary.json",
+    "profiles.json",
+    "openapi.json",
+    "dashboard.html",
+    "docs.html",
+    "page.js",
+)
 PATHS = ("/api/tickets/open", "/api/audits", "/api/audits/summary", "/api/series", "/api/users", "/api/schedule", "/api/nope")
 PAGES = ("/", "/docs", "/openapi.json", "/metrics", "/up", "/ready")
 

@@ -19,3 +19,13 @@ def test_a_stop_takes_ten_seconds_in_all_whatever_is_in_flight(serve, tmp_path, 
             served.process.terminate()
             assert served.process.wait(20) == 0
             assert time.monotonic() - begin < 10
+
+
+def test_a_stop_does_not_wait_for_who_holds_a_desk_with_a_clock(serve, tmp_path):
+    make_desk(tmp_path / "ticketapi.db", 10)
+    served = serve("--clock", "now")
+    with held(tmp_path / "ticketapi.db"):
+        begin = time.monotonic()
+        served.process.terminate()
+        assert served.process.wait(20) == 0
+        assert time.monotonic() - begin < 4

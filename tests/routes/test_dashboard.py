@@ -82,6 +82,8 @@ def test_a_browser_that_has_it_is_sent_nothing(api):
 
 def test_head_has_its_headers_and_other_methods_are_refused(api):
     get, head = api.get("/"), api.request("HEAD", "/")
+    for answer in (get, head):
+        assert answer.headers.pop("x-request-id")
     assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
     assert api.request("OPTIONS", "/").headers["allow"] == "GET, HEAD"
     assert api.request("POST", "/").json == {
@@ -134,7 +136,29 @@ def test_without_scripts_it_says_where_the_api_is():
 
 
 def test_every_field_has_a_label_and_the_token_is_not_remembered_by_the_browser():
-    fields = {attributes["id"]: attributes for tag, attributes in ELEMENTS if tag == "input"}
+    fields = {attributes["id"]: attributes for tag, attributes in ELEMENTS if tag in ("input", "textarea", "select")}
     assert {attributes.get("for") for tag, attributes in ELEMENTS if tag == "label"} == set(fields)
     assert (fields["token"]["type"], fields["token"]["autocomplete"]) == ("password", "off")
     assert "name" not in fields["token"]  # so that no form could ever send it
+
+
+def test_every_field_that_is_sent_has_a_place_for_what_is_wrong_with_it():
+    ids = {attributes["id"] for _, attributes in ELEMENTS if "id" in attributes}
+    sent = {attributes["id"]: attributes["data-field"] for _, attributes in ELEMENTS if "data-field" in attributes}
+    assert sorted(sent.values()) == ["advance", "content", "content", "now", "speed", "subject", "user.email", "user.name"]
+    assert {f"{name}-error" for name in sent} <= ids
+
+
+def test_every_dialog_has_a_name_and_a_button_that_closes_it():
+    dialogs = re.findall(r"(?s)<dialog ([^>]*)>(.*?)</dialog>", HTML)
+    assert len(dialogs) == 4
+    for attributes, content in dialogs:
+        name = re.search('aria-labelledby="(.*?)"', attributes)[1]
+        assert f'id="{name}"' in content
+        assert len(re.findall(r'<button[^>]* class="close"', content)) == 1
+
+
+def test_what_only_some_tokens_see_is_hidden_at_first():
+    hidden = {attributes["id"] for _, attributes in ELEMENTS if "hidden" in attributes and "id" in attributes}
+    assert {"new-ticket", "ticket-actions", "comments", "clock", "clock-controls"} <= hidden
+    assert [attributes["method"] for tag, attributes in ELEMENTS if tag == "form" and "method" in attributes] == ["post"] * 6

@@ -162,6 +162,35 @@ def test_a_wal_that_has_grown_shrinks_when_nobody_writes_for_a_minute(desk, db):
     assert db.execute("SELECT count(*) FROM tickets").fetchone()[0] == 25_000
 
 
+def test_a_wal_that_has_grown_begins_anew_while_it_is_written_to(desk, db):
+    wal = ticketapi.sidecars(desk)[0]
+    grow(desk)
+    size = wal.stat().st_size
+    for _ in range(5):
+        ticketapi.shrink_wal(desk, wal.stat().st_mtime_ns // 1000)
+        ticketapi.generate_tickets(db, 10, ticketapi.wall_microseconds(), 1)
+    with closing(ticketapi.connect(desk)) as other:
+        assert other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] < 100  # pages, of those of the last ten tickets
+    assert wal.stat().st_size <= size
+
+
+def test_what_is_written_in_the_event_loop_moves_no_wal(tmp_path, clock):
+    """Which would wait for the disk: neither the audit log, nor the last use of a token."""
+    path = tmp_path / "ticketapi-audit.db"
+    audit, wal = ticketapi.AuditLog(path), ticketapi.sidecars(path)[0]
+    row = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body"))
+    row |= {"method": "GET", "path": "x" * 2000, "status_code": 200, "ip_address": "", "duration_ms": 1, "request_id": "a"}
+    row |= {"created_at": ticketapi.format_time(clock.wall())}
+    before = path.read_bytes()
+    for number in range(ticketapi.WAL_KEPT // 4096):
+        audit.record(row, number)
+    assert wal.stat().st_size > ticketapi.WAL_KEPT
+    assert path.read_bytes() == before
+    audit.close()
+    assert ticketapi.NOTER.checkpoint == 0
+    assert ticketapi.NOTER.synchronous == ticketapi.NORMAL
+
+
 def test_a_small_wal_stays(desk, db):
     ticketapi.generate_tickets(db, 10, ticketapi.wall_microseconds(), 1)
     wal = ticketapi.sidecars(desk)[0]

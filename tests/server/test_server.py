@@ -350,12 +350,15 @@ def test_a_parser_refusal_is_json_closes_the_connection_and_is_logged_in_one_lin
     answers = exchange(dial(plain), data + UP)  # the second request must not be read
     assert [answer.status for answer in answers] == [status]
     assert answers[0].headers["content-type"] == "application/json"
+    request_id = answers[0].headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", request_id)
     assert list(answers[0].json) == ["message"]
     assert not re.search(r"waitress|traceback", answers[0].body.decode(), re.IGNORECASE)
     assert plain.get("/up").status == 200
     told = wait_for(lambda: plain.refusals()[len(before) :])
     assert len(told) == 1
     assert f"127.0.0.1: {status}" in told[0]
+    assert told[0].endswith(f" {request_id}")
     assert audits(plain.folder) == []
 
 
@@ -607,7 +610,7 @@ def test_http_1_0_may_ask_to_keep_the_connection_open(shared):
 )
 def test_head_has_the_headers_of_get_and_no_body(shared, path):
     wire = shared.wire()
-    wire.send(shared.get(path), shared.get(path, method="HEAD"), shared.get(path))
+    wire.send(*(shared.get(path, "X-Request-Id: same", method=method) for method in ("GET", "HEAD", "GET")))
     answers = [wire.answer(), wire.answer(head=True), wire.answer()]
     for answer in answers:
         del answer.headers["date"]

@@ -100,6 +100,7 @@ def test_the_defaults_are_those_of_the_contract(name, default):
         (ticketapi.TicketApiError("x"), 1, 500),
         (ticketapi.UsageError("x"), 2, 500),
         (ticketapi.DeskBusy("x"), 1, 503),
+        (ticketapi.DiskFull("x"), 1, 503),
         (ticketapi.NotFound("x"), 1, 404),
         (ticketapi.BadRequest("x"), 1, 400),
         (ticketapi.InvalidFields({"page": ["x"]}), 1, 422),

@@ -152,7 +152,7 @@ def test_the_jobs_of_a_server_report_what_their_commands_print(show, desk, db):
     settings = ticketapi.Settings(db=desk, audit_keep=60)
     with closing(ticketapi.AuditLog(settings.audit_db)) as audit:
         old = {"method": "GET", "path": "api/stats", "status_code": 200, "ip_address": "::1", "duration_ms": 1}
-        empty = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body"))
+        empty = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body", "request_id"))
         audit.record({**old, **empty, "created_at": "2020-01-01T00:00:00.000000Z"}, 0.0)
         jobs = ticketapi.scheduled_jobs(settings, 1, audit, go_on)
         for minute in range(6):
@@ -170,7 +170,7 @@ def test_the_jobs_of_a_server_report_what_their_commands_print(show, desk, db):
 
 def test_the_rows_of_a_long_prune_are_counted_over_its_turns(tmp_path):
     old = {"method": "GET", "path": "api/stats", "status_code": 200, "ip_address": "::1", "duration_ms": 1}
-    empty = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body"))
+    empty = dict.fromkeys(("user_id", "token_id", "route_name", "user_agent", "query", "request_body", "request_id"))
     turn = ticketapi.PRUNE_STEPS * ticketapi.AUDIT_STEP
     with closing(ticketapi.AuditLog(tmp_path / "audit.db", grouped=True)) as audit:
         for _ in range(turn + 5):
