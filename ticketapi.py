@@ -342,9 +342,17 @@ def escape(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+SPACE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200C))) + "\u200e\ufeff"
+
+
+def trim(text: str) -> str:
+    """Return a text without what is space to Laravel's Str::trim around it; to Python's strip controls 1C to 1F are, too."""
+    return text.strip(SPACE)
+
+
 def whole_number(text: str) -> int | None:
     """Read a whole number of any length, or return None; beyond 19 digits, more than 64 bits hold, it is 10^19."""
-    match = re.fullmatch(r"([+-]?)([0-9]+)", text.strip())
+    match = re.fullmatch(r"([+-]?)([0-9]+)", trim(text))
     if not match:
         return None
     sign, digits = match[1], match[2].lstrip("0") or "0"
@@ -4743,7 +4751,7 @@ class FeedRequest(NamedTuple):
 def read_start_time(text: str, now: int) -> int:
     """Read Unix seconds, a UTC time, or a duration before now, as microseconds since 1970. Raises ValueError."""
     number = whole_number(text)
-    moment = read_moment(text, now) if number is None else number * MICROSECONDS
+    moment = read_moment(trim(text), now) if number is None else number * MICROSECONDS
     if not 0 <= moment <= now:
         raise ValueError("out of range")
     return moment
@@ -4754,7 +4762,7 @@ def parse_feed_request(url: str, query: Mapping[str, str], now: int, by_time: bo
     errors: dict[str, list[str]] = {}
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
     cursor, since = read_cursor(query, url, errors), None
-    if by_time and query.get("start_time") and not cursor:
+    if by_time and query.get("start_time"):
         try:
             since = read_start_time(query["start_time"], now)
         except ValueError:
@@ -4763,7 +4771,7 @@ def parse_feed_request(url: str, query: Mapping[str, str], now: int, by_time: bo
     if errors:
         raise InvalidFields(errors)
     after, epoch = (cursor.key, cursor.epoch) if cursor else (None, 0)
-    return FeedRequest(url, per_page, bool(query.get("per_page")), after, since, epoch)
+    return FeedRequest(url, per_page, bool(query.get("per_page")), after, None if cursor else since, epoch)
 
 
 find_epoch: Callable[[Connection], int] = partial(get_counter, name="epoch")  # how often a snapshot was restored
@@ -5404,7 +5412,7 @@ def parse_audit_request(desk: Connection, url: str, query: Mapping[str, str], no
         "path": (read_path_text, "The path field must be a text of at most 255 characters."),
         "since": (partial(read_since, now=now), TIME_WANTED.replace("7d", "24h")),
     }
-    query = {name: text.strip() for name, text in query.items()}  # as Laravel does
+    query = {name: trim(text) for name, text in query.items()}  # as Laravel does
     errors: dict[str, list[str]] = {}
     filters = read_filters(query, parsers, errors)
     per_page = read_positive(query, "per_page", PER_PAGE, MAX_PER_PAGE, errors)
@@ -5769,7 +5777,7 @@ def read_key(text: str) -> str:
 
 def check_text(value: object, name: str, longest: int, errors: dict[str, list[str]]) -> str:
     """Return a text without the space around it; what is wrong with it is noted in `errors`."""
-    text, label = value.strip() if isinstance(value, str) else "", name.replace("_", " ")
+    text, label = trim(value) if isinstance(value, str) else "", name.replace("_", " ")
     if value is None or (isinstance(value, str) and not text):
         errors[name] = [f"The {label} field is required."]
     elif not isinstance(value, str):
@@ -6230,7 +6238,7 @@ def read_webhook(
     """Return the fields of a webhook that are given, looking up where the URL leads. Raises InvalidFields."""
     url, events, enabled = (given.get(key) for key in ("url", "events", "enabled"))
     errors: dict[str, list[str]] = {}
-    is_named = given.get("name") is not None and str(given["name"]).strip()
+    is_named = given.get("name") is not None and trim(str(given["name"]))
     name = check_text(given["name"], "name", MAX_SUBJECT, errors) if is_named else None
     enabled = (
         {"1": True, "true": True, "0": False, "false": False}.get(enabled, enabled) if isinstance(enabled, str) else enabled

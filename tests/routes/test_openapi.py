@@ -5,6 +5,7 @@ import re
 import socket
 from contextlib import closing
 from functools import partial
+from urllib.parse import quote
 
 import pytest
 from conftest import NOON, ROOT, Answer, Served, run_sql
@@ -156,6 +157,44 @@ def test_every_body_that_is_sent_has_an_example_in_json_and_as_a_form():
             kinds = operation["requestBody"]["content"]
             assert kinds.keys() == {"application/json", FORM} - NO_FORM.get(path, set())
             assert all(kind.keys() & {"example", "examples"} for kind in kinds.values())
+
+
+# What `\\s` is in a pattern (ECMA-262, section 22.2.2.9), and what is space to one language or another.
+ECMA_SPACE = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
+SPACED = [
+    ("/api/audits?user", "AuditUser", "1"),
+    ("/api/audits?status", "AuditStatus", "4xx"),
+    ("/api/audits?since", "AuditSince", "7d"),
+    ("/api/tickets/export?start_time", "StartTime", "7d"),
+    ("/api/tickets/export?start_time", "StartTime", "7"),
+]
+BLANKS = sorted(
+    {
+        *ECMA_SPACE,
+        *(chr(code) for code in range(1, 0x3001) if chr(code).isspace()),
+        *"\x1b\x7f\x84\u200b\u200c\u200d\u200e\u200f",
+    }
+)
+
+
+def matches(pattern, text):
+    """Tell whether a text has a pattern as JSON Schema reads it."""
+    return bool(re.search(re.sub(r"\\s(?=[^\[]*\])", ECMA_SPACE, pattern.replace(r"[^@\s]", "[^@]")), text, re.ASCII))
+
+
+@pytest.mark.parametrize("blank", BLANKS, ids=ascii)
+def test_what_is_space_around_a_value_is_the_same_in_the_document_and_in_the_routes(make_api, db, token, blank):
+    api = make_api(rate=0)
+    subject = DOCUMENT["components"]["schemas"]["NewTicket"]["properties"]["subject"]["pattern"]
+    answer = api.post(
+        "/api/tickets", {"subject": blank, "content": f"{blank}x", "user": {"name": "A", "email": "a@b.c"}}, token=token
+    )
+    assert (answer.status == 201) == matches(subject, blank)
+    for path, name, value in SPACED:
+        pattern = DOCUMENT["components"]["parameters"][name]["schema"]["pattern"]
+        text = f"{blank}{value}{blank}"
+        answer = api.get(f"{path}={quote(text)}", token=token)
+        assert (answer.status == 200) == matches(pattern, text), (path, answer.json)
 
 
 def test_a_field_of_a_form_is_one_text_whatever_its_name():
