@@ -5777,15 +5777,15 @@ def read_key(text: str) -> str:
 
 def check_text(value: object, name: str, longest: int, errors: dict[str, list[str]]) -> str:
     """Return a text without the space around it; what is wrong with it is noted in `errors`."""
-    text, label = trim(value) if isinstance(value, str) else "", name.replace("_", " ")
-    if value is None or (isinstance(value, str) and not text):
-        errors[name] = [f"The {label} field is required."]
-    elif not isinstance(value, str):
-        errors[name] = [f"The {label} field must be a string."]
+    text, wrong = trim(value) if isinstance(value, str) else "", ""
+    if not text:
+        wrong = "is required" if value is None or isinstance(value, str) else "must be a string"
     elif "\0" in text or (not text.isascii() and re.search("[\ud800-\udfff]", text)):
-        errors[name] = [f"The {label} field must not hold NUL or half of a surrogate pair."]
+        wrong = "must not hold NUL or half of a surrogate pair"
     elif len(text) > longest:
-        errors[name] = [f"The {label} field must not be greater than {longest} characters."]
+        wrong = f"must not be greater than {longest} characters"
+    if wrong:
+        errors[name] = [f"The {name.replace('_', ' ')} field {wrong}."]
     return text
 
 
@@ -7365,7 +7365,7 @@ def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
 MAX_LINE = 1024 * 1024  # bytes; what a ticket may hold takes an eighth of it
 IMPORT_BATCH = 5_000  # tickets in memory, 40 kB each at most
 MAX_KEPT_ID = 10_000_000  # of the original's tickets: numbers that are missing below cost up to 50 MB and a second
-NEEDED = ("subject", "content", "name", "email")
+NEEDED = {"subject": MAX_SUBJECT, "content": MAX_CONTENT, "name": MAX_SUBJECT, "email": MAX_SUBJECT}  # columns; characters
 TICKET_COLUMNS = ("id", *NEEDED, "status", "created_at", "closed_at", "updated_at", "user_id")  # of CSV that `tickets` writes
 
 Told = Callable[[str], object]  # takes a line for a person
@@ -7435,21 +7435,21 @@ def read_past(fields: Mapping[str, Any], name: str, now: int, errors: dict[str, 
     """Return a time, None when it is not given; what is wrong with it is noted in `errors`."""
     if not (text := str(fields.get(name) or "")):
         return None
-    errors[name] = [f"The {name} field must be a UTC time such as 2025-12-04T11:30:16Z, and not in the future."]
-    with suppress(ValueError):
+    try:
         moment = read_moment(text.removesuffix("Z").replace(" ", "T", 1) + "Z", now)
-        if moment <= now + MINUTE_MICROSECONDS:
-            del errors[name]
-            return moment
+    except ValueError:
+        moment = now + DAY * MICROSECONDS
+    if moment <= now + MINUTE_MICROSECONDS:
+        return moment
+    errors[name] = [f"The {name} field must be a UTC time such as 2025-12-04T11:30:16Z, and not in the future."]
     return None
 
 
 def read_ticket(record: Record, keeps_ids: bool, now: int) -> tuple[Any, ...]:
     """Return a record as the columns of a line, but the first. Raises TicketApiError for the first thing wrong with it."""
     (where, fields), errors = record, dict[str, list[str]]()
-    limits = {"subject": MAX_SUBJECT, "content": MAX_CONTENT, "name": MAX_SUBJECT, "email": MAX_SUBJECT}
-    subject, content, name, email = (check_text(fields.get(key), key, most, errors) for key, most in limits.items())
-    created, closed = (read_past(fields, key, now, errors) for key in ("created_at", "closed_at"))
+    subject, content, name, email = [check_text(fields.get(key), key, most, errors) for key, most in NEEDED.items()]
+    created, closed = read_past(fields, "created_at", now, errors), read_past(fields, "closed_at", now, errors)
     status, key = CLOSED, "email"
     try:
         email, key = read_email(email), "status"
