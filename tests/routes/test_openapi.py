@@ -159,6 +159,22 @@ def test_every_body_that_is_sent_has_an_example_in_json_and_as_a_form():
             assert all(kind.keys() & {"example", "examples"} for kind in kinds.values())
 
 
+def texts(name):
+    """Return the schemas of the fields of an object that take any text, those of a form aside that another one may make idle."""
+    fields = DOCUMENT["components"]["schemas"][name].get("properties", {}).items()
+    return {
+        key: one
+        for key, one in fields
+        if "string" in one.get("type", ()) and not {"enum", "format"} & one.keys() and "[" not in key
+    }
+
+
+@pytest.mark.parametrize("name", sorted(sent_schemas()))
+def test_no_text_that_is_sent_may_hold_nul(name):
+    for key, schema in texts(name).items():
+        assert not re.search(schema["pattern"], "a\0b"), key
+
+
 # What `\\s` is in a pattern (ECMA-262, section 22.2.2.9), and what is space to one language or another.
 ECMA_SPACE = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 SPACED = [
