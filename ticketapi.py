@@ -316,6 +316,7 @@ def parse_day(text: str) -> int:
     return timegm(time.strptime(text, "%Y-%m-%d"))
 
 
+@lru_cache(maxsize=4096)
 def parse_second(text: str) -> int:
     """Return the whole seconds since 1970 of a time that `format_time` wrote."""
     return parse_day(text[:10]) + int(text[11:13]) * HOUR + int(text[14:16]) * MINUTE + int(text[17:19])
@@ -323,7 +324,7 @@ def parse_second(text: str) -> int:
 
 def parse_time(text: str) -> int:
     """Return the microseconds since 1970 of a time that `format_time` wrote."""
-    return parse_second(text) * MICROSECONDS + int(text[20:26])
+    return parse_second(text[:19]) * MICROSECONDS + int(text[20:26])
 
 
 compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # json.dumps makes such an encoder each time
@@ -3558,16 +3559,18 @@ def close_oldest(db: Connection, moments: Sequence[int], now: int) -> list[int]:
 
 
 def close_in_order(db: Connection, tickets: Iterable[Any], moments: Iterable[int], now: int) -> list[int]:
-    """Close open tickets, given as rows, each at a moment moved to after the one before; return their ids."""
+    """Close open tickets, (id, created_at, updated_at), each at a moment moved to after the one before; return their ids."""
     closings: list[Change] = []
     seconds: list[int] = []
-    last = last_closing(db)
-    for ticket, moment in zip(tickets, moments, strict=False):
+    last, shown = last_closing(db), ""
+    for (ticket_id, created_at, updated_at), moment in zip(tickets, moments, strict=False):
         last = max(moment, last + 1)
-        if format_time(last) <= ticket["updated_at"]:  # made in one go, a million tickets reach a second into the future
-            last = parse_time(ticket["updated_at"]) + 1
-        closings.append(Change(CLOSING, ticket["id"], last))
-        seconds.append(parse_second(ticket["created_at"]))
+        if updated_at >= shown:  # a time before this one, as they grow
+            shown = format_time(last)
+            if updated_at >= shown:  # made in one go, a million tickets reach a second into the future
+                last = parse_time(updated_at) + 1
+        closings.append(Change(CLOSING, ticket_id, last))
+        seconds.append(parse_second(created_at[:19]))
     if closings:
         first = log_changes(db, closings, now)
         mark_closed(db, closings, seconds, range(first, first + len(closings)))
@@ -3578,9 +3581,14 @@ def mark_closed(db: Connection, closings: Sequence[Change], created: Sequence[in
     """Write down closings of tickets that were created at some seconds, whose changes have their numbers, with the counters."""
     ends = [format_time(closing.at) for closing in closings]
     number, ids = get_counter(db, "closed_number") + 1, [closing.ticket_id for closing in closings]
-    close_tickets(db, ((end, number + i, changes[i], ids[i]) for i, end in enumerate(ends)))
-    waits = Counter((end[:13], cut_wait(closings[i].at // MICROSECONDS - created[i])) for i, end in enumerate(ends))
-    add_closings(db, [(*place, more) for place, more in waits.items()])
+    close_tickets(db, zip(ends, range(number, number + len(ids)), changes, ids, strict=False))
+    waits = Counter(
+        (end[:13], closing.at // MICROSECONDS - begun) for end, closing, begun in zip(ends, closings, created, strict=True)
+    )
+    cut = Counter[tuple[str, int]]()
+    for (hour, wait), more in waits.items():
+        cut[hour, cut_wait(wait)] += more
+    add_closings(db, [(*place, more) for place, more in cut.items()])
     count_in_blocks(db, OPEN_LIST, ids, -1)
     move_counts(db, -len(ids), len(ids))
     add_to_counter(db, "closed_number", len(ids))
@@ -3681,7 +3689,7 @@ def get_ticket(db: Connection, ticket_id: int) -> Row:
 def uncount_closing(db: Connection, ticket: Row) -> None:
     """Take the closing of a ticket, if it is closed, out of the hour under which it is counted."""
     if closed_at := ticket["closed_at"]:
-        take_closing(db, closed_at[:13], cut_wait(parse_second(closed_at) - parse_second(ticket["created_at"])))
+        take_closing(db, closed_at[:13], cut_wait(parse_second(closed_at[:19]) - parse_second(ticket["created_at"][:19])))
 
 
 def update_ticket(db: Connection, ticket_id: int, changes: Mapping[str, Any], now: int) -> None:
@@ -3693,7 +3701,7 @@ def update_ticket(db: Connection, ticket_id: int, changes: Mapping[str, Any], no
             return
         if status == CLOSED != ticket["status"]:
             edit_ticket(db, ticket_id, subject, content, ticket["updated_at"], ticket["change"])
-            close_in_order(db, [ticket], [now], now)
+            close_in_order(db, [(ticket_id, ticket["created_at"], ticket["updated_at"])], [now], now)
             return
         moment, reopened = max(now, parse_time(ticket["updated_at"]) + 1), status != ticket["status"]
         if reopened:
@@ -6960,7 +6968,7 @@ def count_hours(db: Connection) -> HourCounts:
         arrivals[created_at[:13]] += 1
         if closed_at:
             try:
-                wait = parse_second(closed_at) - parse_second(created_at)
+                wait = parse_second(closed_at[:19]) - parse_second(created_at[:19])
             except ValueError as error:
                 raise TicketApiError(f"a ticket has a time that is none: {escape(str(error))}") from error
             closings[closed_at[:13], cut_wait(max(0, wait))] += 1
