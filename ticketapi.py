@@ -3584,11 +3584,11 @@ def close_in_order(db: Connection, tickets: Iterable[Any], moments: Iterable[int
 
 def mark_closed(db: Connection, closings: Sequence[Change], created: Sequence[int], changes: Sequence[int]) -> None:
     """Write down closings of tickets that were created at some seconds, whose changes have their numbers, with the counters."""
-    ends = [format_time(closing.at) for closing in closings]
-    number, ids = get_counter(db, "closed_number") + 1, [closing.ticket_id for closing in closings]
+    ids, ends = [ticket_id for _, ticket_id, _ in closings], [format_time(at) for _, _, at in closings]
+    number = get_counter(db, "closed_number") + 1
     close_tickets(db, zip(ends, range(number, number + len(ids)), changes, ids, strict=False))
     waits = Counter(
-        (end[:13], closing.at // MICROSECONDS - begun) for end, closing, begun in zip(ends, closings, created, strict=True)
+        [(end[:13], at // MICROSECONDS - begun) for end, (_, _, at), begun in zip(ends, closings, created, strict=True)]
     )
     cut = Counter[tuple[str, int]]()
     for (hour, wait), more in waits.items():
