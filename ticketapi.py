@@ -1776,10 +1776,9 @@ def fetch_all(db: Connection, sql: str, /, **values: Any) -> list[Row]:
 
 def fetch_tuples(db: Connection, sql: str, /, **values: Any) -> list[Any]:
     """Return all rows of a statement as plain tuples: it takes a third less than with the names of their columns."""
-    found: Any = db.execute(sql, values)
-    found.row_factory = None
-    rows: list[Any] = found.fetchall()
-    return rows
+    rows: Any = db.execute(sql, values)
+    rows.row_factory = None
+    return list(rows)
 
 
 def execute_many(db: Connection, sql: str, values: Iterable[tuple[Any, ...]] | Iterable[Mapping[str, Any]]) -> None:
@@ -2251,11 +2250,7 @@ def list_arrivals(db: Connection, since: str) -> list[tuple[str, int]]:
 
 def list_closings(db: Connection, since: str) -> list[tuple[str, int, int]]:
     """Return (hour, wait, tickets) of each hour from `since` on, the shortest waits of an hour first."""
-    sql = """
-        SELECT hour, wait, tickets
-        FROM ticket_closings
-        WHERE hour >= :since
-        ORDER BY hour, wait"""
+    sql = "SELECT hour, wait, tickets FROM ticket_closings WHERE hour >= :since ORDER BY hour, wait"
     return fetch_tuples(db, sql, since=since)
 
 

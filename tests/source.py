@@ -26,4 +26,4 @@ def is_above(room, other):
 
 QUERIES = {room for room in ROOMS if room.lower().endswith("queries")}
 # By which queries reach the engine.
-HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "execute_many", "stream", "write_rows"}
+HELPERS = {"execute", "fetch_one", "fetch_value", "fetch_all", "fetch_tuples", "execute_many", "stream", "write_rows"}

@@ -272,7 +272,7 @@ def follow(api, token, url, direction, steps=4):
 def make_gaps(db):
     """Close, reopen, delete and comment on tickets in no order, as agents would, and let one come from a new customer."""
     now, owner = ticketapi.last_closing(db), ticketapi.find_owner(db, "bob@example.com")
-    waiting = [row["id"] for row in ticketapi.list_oldest_open_tickets(db, 300)]
+    waiting = [row[0] for row in ticketapi.list_oldest_open_tickets(db, 300)]
     for status, ids in ((ticketapi.CLOSED, waiting[3:60:3]), (ticketapi.OPEN, waiting[3:30:6])):
         for ticket_id in ids:
             ticketapi.update_ticket(db, ticket_id, {"status": status}, now)

@@ -56,7 +56,7 @@ def assert_close(found, exact):
 def lived(db):
     """A desk with a history of ten days that ends at noon, and some tickets closed out of order since."""
     ticketapi.generate_history(db, 700, 10 * DAY // SECOND, NOON, seed=3)
-    ids = [row["id"] for row in ticketapi.list_oldest_open_tickets(db, 20)]
+    ids = [row[0] for row in ticketapi.list_oldest_open_tickets(db, 20)]
     close_out_of_order(db, ids[::-3], NOON)
     return db
 

@@ -160,7 +160,7 @@ def test_every_body_that_is_sent_has_an_example_in_json_and_as_a_form():
 
 
 def texts(name):
-    """Return the schemas of the fields of an object that take any text, those of a form aside that another one may make idle."""
+    """Return the schemas of the fields of an object that take any text, those aside that another field may make idle."""
     fields = DOCUMENT["components"]["schemas"][name].get("properties", {}).items()
     return {
         key: one
