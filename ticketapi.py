@@ -63,6 +63,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import resource
 import secrets
@@ -5122,12 +5123,14 @@ TOKEN_START = re.compile(r"(?:tkt_|[0-9]{1,20}(?:\||%7[Cc]))[0-9A-Za-z]*\Z")
 def redact(value: Any) -> Any:
     """Return a value without secrets: what secret keys hold, and texts shaped like our tokens, at any depth."""
     # Other scalars become texts. Of a text, a list or an object no more is looked at than the log can hold.
+    if isinstance(value, str):
+        return cut_text(value, MAX_AUDIT_BYTES)
     if isinstance(value, dict):
         entries = islice(value.items(), MAX_AUDIT_BYTES)
         return {redact(key): REDACTED if SECRET_KEY.search(key) else redact(inner) for key, inner in entries}
     if isinstance(value, list):
         return list(map(redact, islice(value, MAX_AUDIT_BYTES)))
-    return cut_text(value if isinstance(value, str) else compact(value), MAX_AUDIT_BYTES)
+    return cut_text(compact(value), MAX_AUDIT_BYTES)
 
 
 def redact_text(text: str) -> str:
@@ -8009,7 +8012,8 @@ def allowed_methods(methods: Iterable[str]) -> str:
 def choose_request_id(asked: str) -> str:
     """Return the id of a request: what its client asks for, if nothing is wrong with it, or one that is made."""
     is_safe = asked and REQUEST_ID.fullmatch(asked) and redact_text(asked) == asked
-    return asked if is_safe else secrets.token_hex(16)
+    # No secret, so no system call, at which another thread may take the turn.
+    return asked if is_safe else f"{random.getrandbits(128):032x}"
 
 
 class AuditHook:
@@ -8483,11 +8487,8 @@ def reply(app: Shared, render: Callable[[Connection], bytes], *more: str) -> byt
 def perform(app: Shared, operation: Operation) -> Any:
     """Return what a writing operation returns, once it is committed; the handler is run again for that, from its start."""
     if soon := bottle.request.environ.get("ticketapi.call"):
-        value = wait_for(partial(app.writer.submit, operation, soon))
-    else:
-        value = app.writer.run(operation)
-    app.readers.get().refresh()  # it may be another thread's than at the start, and the desk has changed
-    return value
+        return wait_for(partial(app.writer.submit, operation, soon))
+    return app.writer.run(operation)
 
 
 def read_posted(ids: Mapping[str, str], keyed: bool, has_body: bool = True) -> Posted:
