@@ -1988,7 +1988,7 @@ def find_user_ticket(db: Connection, user_id: int, lowest: int, skip: int) -> in
     return found
 
 
-def list_level(db: Connection, listing: int, level: int, parent: int | None) -> list[Row]:
+def list_level(db: Connection, listing: int, level: int, parent: int | None) -> list[Any]:
     """Return (block, tickets) of a level in order: of those of one block of the level above, or of all."""
     sql = """
         SELECT block, tickets
@@ -1996,7 +1996,7 @@ def list_level(db: Connection, listing: int, level: int, parent: int | None) -> 
         WHERE list = :listing AND level = :level AND block BETWEEN :lowest AND :highest
         ORDER BY block"""
     lowest, highest = (0, MAX_ID) if parent is None else (parent * 64, parent * 64 + 63)
-    return fetch_all(db, sql, listing=listing, level=level, lowest=lowest, highest=highest)
+    return fetch_tuples(db, sql, listing=listing, level=level, lowest=lowest, highest=highest)
 
 
 def sum_blocks(db: Connection, listing: int, level: int, lowest: int, below: int) -> int:
