@@ -63,7 +63,6 @@ import json
 import logging
 import math
 import os
-import random
 import re
 import resource
 import secrets
@@ -389,9 +388,10 @@ def read_duration(text: str) -> int:
 
 def read_email(text: str) -> str:
     """Read an address; it is kept in lower case."""
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text) or not text.isprintable() or len(text) > 255:
+    lower = text.lower()  # of which a few characters become two
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", lower) or not lower.isprintable() or len(lower) > 255:
         raise ValueError(f"{text!r} is not an e-mail address")
-    return text.lower()
+    return lower
 
 
 def read_text(text: str) -> str:
@@ -4684,6 +4684,13 @@ def read_ticket_status(value: object) -> int:
     return statuses[value]
 
 
+def read_search(text: str) -> str:
+    """Read a text that a ticket may hold."""
+    if "\0" in text or len(text) > 255:
+        raise ValueError("no ticket holds it")
+    return text
+
+
 def parse_search_request(url: str, query: Mapping[str, str], now: int) -> SearchRequest:
     """Read filters, `sort`, `per_page` and `cursor`; raises InvalidFields."""
     since = (partial(read_moment, now=now), TIME_WANTED)
@@ -4692,7 +4699,7 @@ def parse_search_request(url: str, query: Mapping[str, str], now: int) -> Search
         "user": (read_id, "The user field must be the id of a customer."),
         "created_since": since,
         "updated_since": since,
-        "q": (read_text, "The q field must be a text of 1 to 255 printable characters."),
+        "q": (read_search, "The q field must be a text of 1 to 255 characters, none of them NUL."),
         "sort": ({"id": False, "-id": True}.__getitem__, "The selected sort is invalid; give id or -id."),
     }
     errors: dict[str, list[str]] = {}
@@ -5764,21 +5771,30 @@ def read_float(text: str) -> float:
     return int(number) if number.is_integer() else number
 
 
-read_json = json.JSONDecoder(object_pairs_hook=unique_fields, parse_constant=int, parse_float=read_float).decode
+def read_integer(text: str) -> int:
+    """Read an integer of JSON; one of over a hundred digits is too large for anything, whichever it is."""
+    return int(text[:100])
+
+
+read_json = json.JSONDecoder(
+    object_pairs_hook=unique_fields, parse_constant=int, parse_float=read_float, parse_int=read_integer
+).decode
 
 
 def read_fields(raw: bytes, content_type: str) -> dict[str, Any]:
     """Read a JSON object, or a form. Raises BadRequest."""
+    wanted = "a JSON object"
     try:
         text = raw.decode()
         if media_type(content_type) != FORM or text.lstrip().startswith("{"):  # curl -d calls everything a form
             value = read_json(text)
         else:
+            wanted = "a form in UTF-8"
             value = nest_fields(parse_qsl(text, keep_blank_values=True, errors="strict"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise BadRequest("The request body must be a JSON object.")
+        raise BadRequest(f"The request body must be {wanted}.")
     return value
 
 
@@ -6066,6 +6082,7 @@ FAILING_DAYS = 5  # without a success, until a webhook is turned off
 EVENTS_LOOK, EVENTS_LOOKS = 500, 20  # events that are read at once, and how often in one transaction
 MAX_ANSWER_BYTES = 65_536  # of an answer's header
 NAT64, GLOBAL_UNICAST = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2000::/3")
+NOBODYS = (ipaddress.ip_network("3fff::/20"), ipaddress.ip_network("192.88.99.0/24"))  # RFC 9637 and 7526; older Pythons ask
 
 Resolver = Callable[[str, int, float], Sequence[str]]  # takes host, port and seconds
 Bits = Callable[[int], int]  # gives so many random bits
@@ -6078,8 +6095,8 @@ def read_url(text: str) -> str:
     """Read the URL of a webhook."""
     with suppress(ValueError):
         parts = urlsplit(text)
-        is_host = re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", parts.hostname or "")
-        is_plain = "@" not in parts.netloc and len(text) <= MAX_URL and not re.search(r"[^!-~]|[#\\]", text)
+        is_host = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?", parts.netloc)
+        is_plain = len(text) <= MAX_URL and not re.search(r"[^!-~]|[#\\]", text)
         if parts.scheme in ("http", "https") and is_host and parts.port != 0 and is_plain:
             return text
     raise ValueError(f"{text!r} is no URL for a webhook; write https://example.com/hooks, without a name, password or #")
@@ -6114,7 +6131,7 @@ def may_send_to(address: str, private: bool) -> bool:
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour or ip
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
         return False
-    return private or (ip.is_global and (ip.version == 4 or ip in GLOBAL_UNICAST))
+    return private or (ip.is_global and (ip.version == 4 or ip in GLOBAL_UNICAST) and not any(ip in net for net in NOBODYS))
 
 
 def find_addresses(url: str, private: bool, seconds: float, resolve: Resolver) -> Sequence[str]:
@@ -7423,15 +7440,20 @@ def read_csv(lines: Iterable[str], tell: Told) -> Iterator[Record]:
             yield f"line {start}", row
             start = reader.line_num + 1
     except csv.Error as error:
-        raise TicketApiError(f"line {start}: {error}") from None
+        reason = "its lines end with CR alone" if "new-line" in str(error) else error
+        raise TicketApiError(f"line {start}: {reason}") from None
 
 
 def read_json_lines(lines: Iterable[str]) -> Iterator[Record]:
     """Yield the objects of JSON Lines (https://jsonlines.org); name and email may stand in `user`. Raises TicketApiError."""
     for number, text in enumerate(lines, 1):
         value = None
-        with suppress(ValueError, RecursionError):
-            value = json.loads(text.strip() or "{}")
+        try:
+            value = read_json(text.strip() or "{}")
+        except BadRequest as error:
+            raise TicketApiError(f"line {number}: {error}".replace("The request body", "it")) from None
+        except (ValueError, RecursionError):
+            pass
         if not isinstance(value, dict):
             raise TicketApiError(f"line {number}: it is no JSON object")
         user = value.get("user")
@@ -7449,8 +7471,9 @@ def read_original(original: Connection) -> Iterator[Record]:
 
 def read_past(fields: Mapping[str, Any], name: str, now: int, errors: dict[str, list[str]]) -> int | None:
     """Return a time, None when it is not given; what is wrong with it is noted in `errors`."""
-    if not (text := str(fields.get(name) or "")):
+    if (value := fields.get(name)) in (None, ""):
         return None
+    text = str(value)
     try:
         moment = read_moment(text.removesuffix("Z").replace(" ", "T", 1) + "Z", now)
     except ValueError:
@@ -7549,7 +7572,7 @@ def staged(source: str, now: int, tell: Told, note: Report) -> Iterator[tuple[Co
             original = stack.enter_context(closing(open_original(Path(source))))
         scratch = stack.enter_context(closing(open_scratch()))
         with explained(Path(source)), transaction(scratch), interruptible(original or scratch):  # a view may never end
-            json_lines = start.startswith((b"{", b"["))
+            json_lines = start.startswith((b"{", b"[")) or not file.peek(1)  # a desk without tickets
             records = read_original(original) if original else read_json_lines(lines) if json_lines else read_csv(lines, tell)
             rows = (read_ticket(record, original is not None, now) for record in reported(records, note))
             total, _ = write_table(scratch, "lines", ((number, *row) for number, row in enumerate(rows)))
@@ -8012,8 +8035,7 @@ def allowed_methods(methods: Iterable[str]) -> str:
 def choose_request_id(asked: str) -> str:
     """Return the id of a request: what its client asks for, if nothing is wrong with it, or one that is made."""
     is_safe = asked and REQUEST_ID.fullmatch(asked) and redact_text(asked) == asked
-    # No secret, so no system call, at which another thread may take the turn.
-    return asked if is_safe else f"{random.getrandbits(128):032x}"
+    return asked if is_safe else secrets.token_hex(16)
 
 
 class AuditHook:
@@ -11173,6 +11195,8 @@ def load_faults(path: str) -> tuple[int, list[dict[str, Any]]]:
     try:
         with open(path, "rb") as file:
             return read_faults(read_fields(file.read(MAX_BODY_BYTES + 1), ""), FAULTY_ROUTES, wall_microseconds())
+    except OSError as error:
+        raise TicketApiError(f"--faults {path}: {error.strerror}") from error
     except TicketApiError as error:
         raise TicketApiError(f"--faults {path}: {error}".replace("request body", "file (64 KiB at most)")) from error
 
@@ -11240,21 +11264,26 @@ def describe_schedule(settings: Settings, url: str, simulation: Simulation | Non
     page = f"; dashboard: {url}/" if url.startswith("http") else ""  # a browser cannot reach a Unix socket
     if settings.no_scheduler:
         return f"no scheduler{page}"
-    if simulation:
-        clock = f" and a clock that shows {format_time(simulation.now(wall_microseconds()))}" if simulation.status else ""
-        return f"a rhythm of its own, seed {simulation.seed}{clock}{page}"
+    every, clock = "a ticket every {}, a closing every {} (0s: never)", ""
     kept = f", audit rows kept for {settings.audit_keep} s" if settings.audit_keep else ""
-    return f"a ticket every {settings.generate_every} s, a closing every {settings.process_every} s (0: never){kept}{page}"
+    if not simulation:
+        lives = every.format(f"{settings.generate_every}s", f"{settings.process_every}s")
+    else:
+        rhythm = json.loads(simulation.profile)
+        steady = (rhythm["arrive_every"], rhythm["close_every"])
+        lives = f"{'a rhythm of its own' if set(steady) == {'0s'} else every.format(*steady)}, seed {simulation.seed}"
+        clock = f", a clock that shows {format_time(simulation.now(wall_microseconds()))}" if simulation.status else ""
+    return f"{lives}{clock}{kept}{page}"
 
 
 def begin_desk(db: Connection, settings: Settings, url: str, drawn: int) -> None:
     """Fill the desk if it is to be, and give it the rhythm and the clock that the options ask for; say what they do not do."""
     steady, profile = find_profile("steady"), settings.profile
-    if settings.demo and fill_demo_desk(db, settings, url):
+    told = steady._replace(arrive_every=settings.generate_every, close_every=settings.process_every)
+    if settings.demo and fill_demo_desk(db, settings, url) and told == steady:
         profile = profile or find_profile("office").scaled(DEMO_TICKETS / DEMO_DAYS)
     elif not settings.demo:
         suggest_next_steps(db, settings)
-    told = steady._replace(arrive_every=settings.generate_every, close_every=settings.process_every)
     if profile == steady or (profile is None and told != steady):
         profile = told
     elif told != steady:
@@ -11368,7 +11397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             discard_output()
         place = "see ulimit -n" if error.errno in TOO_MANY_FILES else "standard output; what was done before stays done"
-        failure = TicketApiError(f"{error.strerror}: {error.filename or place}")
+        failure = TicketApiError(f"{error.strerror}: {place if error.filename is None else error.filename or 'an empty name'}")
     hint(f"ticketapi: {failure}")
     return failure.exit_code
 

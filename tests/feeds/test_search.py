@@ -180,6 +180,15 @@ def test_where_a_ticket_was_deleted_a_cursor_goes_on(api, filled, pen):
     assert ids(fetch(api, pen, page["links"]["next"]))[0] == ids(page)[-1] + 1
 
 
+@pytest.mark.parametrize(
+    "text", ["न\u200dम", "12\u202f€", "東京\u3000タワー", "a\tb\nc", "\u00ad", "👩\u200d💻", "\x1b[2J", " "]
+)
+def test_whatever_a_ticket_holds_can_be_searched_for(api, filled, pen, text):
+    made = api.post("/api/tickets", {"subject": f"x{text}y", "content": "c", "user_id": 1}, token=pen).json["data"]
+    assert ids(fetch(api, pen, f"{URL}?sort=-id&q={quote(f'x{text}y')}")) == [made["id"]]
+    assert made["id"] in ids(fetch(api, pen, f"{URL}?sort=-id&q={quote(text)}"))
+
+
 def test_what_is_searched_for_is_taken_literally(api, filled, pen):
     assert ids(fetch(api, pen, f"{URL}?q={quote('%_sure')}")) == [3, 41]
     assert ids(fetch(api, pen, f"{URL}?q={quote('100_')}")) == []

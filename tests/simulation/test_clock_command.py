@@ -173,6 +173,17 @@ def test_a_plain_desk_has_nothing_of_it(serve, tmp_path, arguments):
 
 
 @pytest.mark.files
+def test_a_demo_comes_as_often_as_it_is_told_from_the_first_start_on_and_the_log_says_so(serve, tmp_path):
+    db = tmp_path / "desk.db"
+    for _ in range(2):
+        _, _, log = serve("--db", db, "--demo", "--generate-every", "10s").stop()
+        assert "a ticket every 10s, a closing every 300s" in log
+        assert "passed over" not in log
+        with closing(ticketapi.connect(db)) as connection:
+            assert ticketapi.find_simulation(connection) is None
+
+
+@pytest.mark.files
 def test_the_intervals_of_the_options_are_those_of_a_clock_too(serve, tmp_path):
     db = tmp_path / "desk.db"
     serve("--db", db, "--clock", "2025-01-01", "--generate-every", "10s", "--process-every", "0").stop()

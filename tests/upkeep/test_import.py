@@ -104,9 +104,12 @@ def test_the_desk_that_takes_them_may_live_anywhere(run, into, db, desk, tmp_pat
     assert db.execute("SELECT count(*) FROM users WHERE id < 500000001").fetchone()[0] == 0
 
 
-def test_an_empty_desk_is_a_header_line(run, into, db, desk, tmp_path):
-    text = run("tickets", "all", "--format", "csv", "--db", desk)[1]
-    assert text.startswith("id,subject,content,name,email,status,created_at,closed_at,")
+@pytest.mark.parametrize(
+    ("form", "start"), [("csv", "id,subject,content,name,email,status,created_at,closed_at,"), ("jsonl", "")]
+)
+def test_an_empty_desk_is_a_header_line_or_nothing(run, into, db, desk, tmp_path, form, start):
+    text = run("tickets", "all", "--format", form, "--db", desk)[1]
+    assert (text[: len(start)], text.count("\n")) == (start, bool(start))
     assert into(text, desk) == (0, "Imported 0 tickets\n", "")
 
 
@@ -221,9 +224,9 @@ def test_customers_are_found_by_their_address_and_keep_their_name(into, db, desk
 
 # What is wrong -----------------------------------------------------------------------------------
 
+DOTTED = "\u0130"  # which is two characters in lower case
 GOOD = "s,c,A,a@x.org,Open,2025-01-01T00:00:00Z,\n"
 BAD = {
-    "empty": ("", "line 1: the column subject is missing"),
     "blank": ("\n\n", "line 1: the column subject is missing"),
     "missing column": ("subject,content,name\na,b,c\n", "line 1: the column email is missing"),
     "double column": (f"{HEADER},email\n", "line 1: the column email is there twice"),
@@ -276,6 +279,16 @@ BAD = {
         '{"subject": "s", "content": "c", "name": "A", "email": "a@x.org", "status": []}',
         "line 1: status must",
     ),
+    **{
+        f"json time of {value}": (
+            f'{{"subject": "s", "content": "c", "name": "A", "email": "a@x.org", "closed_at": {value}}}',
+            "line 1: closed_at must be a UTC time",
+        )
+        for value in ("{}", "[]", "false", "0", "0.0", "true")
+    },
+    "json field twice": ('{"subject": "s", "subject": "t"}', "line 1: it has the field subject twice."),
+    "carriage returns": (f"{HEADER}\r{GOOD}\r", "line 1: its lines end with CR alone"),
+    "long address": (f"{HEADER}\ns,c,A,{DOTTED * 200}@x.org,,,\n", "line 2: email must be an address"),
     "json user": ('{"subject": "s", "content": "c", "user": "a@x.org"}', "line 1: name is required"),
 }
 

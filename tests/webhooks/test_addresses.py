@@ -12,7 +12,8 @@ NEVER = ["169.254.169.254", "fe80::1", "fe80::1%lo", "::ffff:169.254.169.254", "
 NEVER += ["224.0.0.1", "ff02::1", "2002:a9fe:a9fe::1"]
 PRIVATE = ["127.0.0.1", "10.0.0.1", "172.16.5.5", "192.168.1.1", "100.64.0.1", "::1", "fc00::1", "fd00:ec2::254"]
 PRIVATE += ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::7f00:1", "fec0::1", "198.18.0.1"]
-PRIVATE += ["192.0.2.1", "2001:db8::1", "255.255.255.255", "240.0.0.1", "64:ff9b:1::808:808"]
+PRIVATE += ["192.0.2.1", "2001:db8::1", "255.255.255.255", "240.0.0.1", "64:ff9b:1::808:808", "3fff::1"]
+PRIVATE += ["192.88.99.1"]
 PUBLIC = ["8.8.8.8", "93.184.215.14", "2606:2800:21f:cb07::1", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 SPELLINGS = ["127.0.0.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0x7f.1", "localhost", "LOCALHOST", "127.0.0.1."]
 SPELLINGS += ["[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "0", "0.0.0.0", "169.254.169.254", "[::]"]
@@ -48,6 +49,13 @@ def test_private_ones_are_for_the_command_line_alone(address):
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_ones_are_for_all(address):
     assert ticketapi.may_send_to(address, private=False)
+
+
+@pytest.mark.parametrize(
+    "host", ["[2000::1]x", "[2000::1].example.com:80", "x[2000::1]", "[2000::1", "example.com:80:80", "a:b@example.com"]
+)
+def test_what_is_no_host_is_no_url(host):
+    assert refusal(f"http://{host}/", resolve=leading_to("8.8.8.8")) == "The url field must be a valid URL."
 
 
 @pytest.mark.parametrize("host", SPELLINGS)

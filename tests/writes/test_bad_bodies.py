@@ -45,11 +45,18 @@ BODIES = {
     "no UTF-8": (b'{"subject":"\xff"}', {}, 400, NO_OBJECT),
     "UTF-16": ('{"subject":"a"}'.encode("utf-16"), {}, 400, NO_OBJECT),
     "surrogates as bytes": (b'{"subject":"\xed\xa0\x80"}', {}, 400, NO_OBJECT),
-    "no UTF-8 in a form": (b"subject=%ff", FORM, 400, NO_OBJECT),
+    "no UTF-8 in a form": (b"subject=%ff", FORM, 400, "The request body must be a form in UTF-8."),
     "byte order mark": (b"\xef\xbb\xbf{}", {}, 400, NO_OBJECT),
     "NaN": (text_body(b"NaN"), {}, 400, NO_OBJECT),
     "infinity": (text_body(b"-Infinity"), {}, 400, NO_OBJECT),
-    "5,000 digits": (text_body(b"1" * 5000), {}, 400, NO_OBJECT),
+    "5,000 digits": (text_body(b"1" * 5000), {}, 422, "subject"),
+    "5,000 digits as an id": (b'{"subject":"a","content":"c","user_id":%b}' % (b"1" * 5000), {}, 422, "user_id"),
+    "an address that is too long in lower case": (
+        ('{"subject":"a","content":"c","user":{"name":"a","email":"%s@e.example"}}' % ("\u0130" * 200)).encode(),
+        {},
+        422,
+        "user.email",
+    ),
     "twice": (b'{"subject":"a","subject":"b"}', {}, 400, "field subject twice"),
     "twice inside": (b'{"user":{"email":"a@b.example","email":"c@d.example"}}', {}, 400, "field email twice"),
     "twice in other words": (b'{"subject":"a","\\u0073ubject":"b"}', {}, 400, "field subject twice"),
@@ -188,7 +195,7 @@ SENSELESS = {
             "2025-12-04T12:00:00+01:00",
         ],
         "updated_since": ["tomorrow", "-1d", "2025-12-04T24:00:00Z", "2025-12-04T12:00:60Z", "0000-01-01T00:00:00Z"],
-        "q": ["x" * 256, "a\0b", "a\nb", " "],
+        "q": ["x" * 256, "a\0b"],
         "sort": ["created_at", "+id", "id,-id", "--id", "ID"],
         "per_page": ["x", "1.5"],
     },
@@ -225,10 +232,10 @@ def test_a_senseless_parameter_is_refused_by_name(api, pen, url, name, text):
     assert [row["status_code"] for row in api.audits()] == [201, 422]
 
 
-@pytest.mark.parametrize("text", ["x" * 256, "a\nb", " "])
+@pytest.mark.parametrize("text", ["x" * 256, "a\0b"])
 def test_a_text_that_cannot_be_searched_for_is_told_why(api, pen, text):
     errors = errors_of(api.get(f"/api/tickets?{urlencode({'q': text})}", token=pen))
-    assert errors == {"q": ["The q field must be a text of 1 to 255 printable characters."]}
+    assert errors == {"q": ["The q field must be a text of 1 to 255 characters, none of them NUL."]}
 
 
 def test_all_parameters_that_are_wrong_are_said_at_once(api, pen):
