@@ -974,9 +974,7 @@ class Access(NamedTuple):
     wal: bool = True  # switches the file to WAL, which lets readers and the writer work side by side
     wait_ms: int = BUSY_TIMEOUT_MS
     synchronous: int = FULL
-    checkpoint: int = (
-        1000  # pages of a WAL from which on a commit moves them into the file, which waits for the disk; 0 is none
-    )
+    checkpoint: int = 1000  # pages of a WAL, from which on a commit moves them into the file, and waits for the disk; 0: never
     cache_kib: int = 2_000
     views: bool = False  # has the views of schema.sql's part `reader`
     writes: bool = True
@@ -994,7 +992,9 @@ WRITER = SCHEDULED._replace(cache_kib=49_152, seconds=60.0, hangs=60.0)
 # In the event loop nothing waits for the disk: `shrink_wal` moves the pages, unless it cannot keep up for 64 MB.
 LOG_WRITER = Access(synchronous=NORMAL, leads="audit", checkpoint=16_000)
 NOTER = Access(wait_ms=0, synchronous=NORMAL, checkpoint=0)  # writes what can wait for another time
-READER = Access(views=True, writes=False, synchronous=NORMAL)
+# Where a list has gaps, each of the 50 tickets of a page may lie on a page of the file by itself, and to read one of those from
+# the system takes longer than to write its ticket: with 2 MB the latest closings cost 1.65 times a desk without gaps, not 1.3.
+READER = Access(views=True, writes=False, synchronous=NORMAL, cache_kib=24_576)
 LOG_READER = Access(wait_ms=0, writes=False, strict=False)  # for a request to this process's own server: waits for nobody
 # That cache takes a quarter off an integrity check.
 INSPECTOR = Access(wal=False, cache_kib=49_152, seconds=3600.0, hangs=3600.0)
