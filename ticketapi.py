@@ -11187,6 +11187,8 @@ def command_serve(settings: Settings) -> None:
         if settings.reset:
             hint(f"Restored {restore_snapshot(settings.db, settings.reset, wall_microseconds())['name']}")
         begin_desk(db, settings, url, drawn)
+    if faults.rules:
+        hint(f"Requests go wrong as {settings.faults} says, by {plural(len(faults.rules), 'rule')}")
     serve(settings, sockets, url, drawn, faults)
 
 

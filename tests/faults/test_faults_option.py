@@ -34,7 +34,10 @@ def test_a_server_begins_with_the_faults_of_a_file_and_no_token_needs_an_ability
     assert [served.get("/api/stats", token).status for _ in range(3)] == [502, 502, 200]
     assert served.get("/up").body == b'{"status":"up"}'
     assert served.get("/api/faults", token).status == 403
-    assert served.stop()[0] == 0
+    code, _, err = served.stop()
+    assert code == 0
+    assert "Requests go wrong as" in err
+    assert "faults.json says, by 1 rule\n" in err
 
 
 def test_the_variable_does_the_same_and_the_next_server_has_none(serve, tmp_path, token):
