@@ -304,7 +304,7 @@ def format_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).zfill(19)  # years below 1000 come without zeros
 
 
-@lru_cache(maxsize=10_000)  # a batch of changes writes each of its times in four places
+@lru_cache(maxsize=25_000)  # a batch of changes, of so many at most, writes each of its times in up to four places
 def format_time(moment: int) -> str:
     """Write microseconds since 1970 as the API and the tables show them: `2025-12-04T11:30:16.000000Z`."""
     seconds, fraction = divmod(moment, MICROSECONDS)
@@ -3332,16 +3332,23 @@ Report = Callable[[int], object]  # takes how many tickets are done, after each 
 silent: Report = lambda done: None  # noqa: E731
 
 
-def batches(count: int) -> Iterator[int]:
-    """Split a count into the sizes of its transactions."""
-    gc.disable()  # to look through rows for cycles took 5% of `generate` and `process` (benchmarks/bulk.py)
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no cycles in the rows of a block: it took 5% of `generate` and `process` (benchmarks/bulk.py)."""
+    gc.disable()
     try:
-        while count > 0:
-            yield min(count, BATCH)
-            count -= BATCH
-            time.sleep(BATCH_PAUSE if count > 0 else 0)
+        yield
     finally:
         gc.enable()
+
+
+def batches(count: int) -> Iterator[int]:
+    """Split a count into the sizes of its transactions."""
+    while count > 0:
+        with uncollected():
+            yield min(count, BATCH)
+        count -= BATCH
+        time.sleep(BATCH_PAUSE if count > 0 else 0)
 
 
 def growing(moments: Iterable[int], last: int) -> Iterator[int]:
@@ -3363,6 +3370,7 @@ def last_closing(db: Connection) -> int:
     return parse_time(closed_at) if closed_at else NEVER
 
 
+@lru_cache(maxsize=4096)  # what came together waits for as long
 def cut_wait(seconds: int) -> int:
     """Cut a wait in seconds to its first two digits, as the counters by the hour have it: 12,345 is 12,000."""
     return seconds if seconds < 100 else seconds - seconds % wait_width(seconds)
@@ -3370,7 +3378,10 @@ def cut_wait(seconds: int) -> int:
 
 def wait_width(seconds: int) -> int:
     """Return how many waits, in seconds, are cut to the same one as this."""
-    return int(10 ** max(0, len(str(seconds)) - 2))
+    width = 1
+    while seconds >= 100 * width:
+        width *= 10
+    return width
 
 
 def add_customers(db: Connection, seed: int, numbers: Mapping[int, int]) -> None:
@@ -3589,12 +3600,12 @@ def mark_closed(db: Connection, closings: Sequence[Change], created: Sequence[in
     number = get_counter(db, "closed_number") + 1
     close_tickets(db, zip(ends, range(number, number + len(ids)), changes, ids, strict=False))
     waits = Counter(
-        [(end[:13], at // MICROSECONDS - begun) for end, (_, _, at), begun in zip(ends, closings, created, strict=True)]
+        [
+            (end[:13], cut_wait(at // MICROSECONDS - begun))
+            for end, (_, _, at), begun in zip(ends, closings, created, strict=True)
+        ]
     )
-    cut = Counter[tuple[str, int]]()
-    for (hour, wait), more in waits.items():
-        cut[hour, cut_wait(wait)] += more
-    add_closings(db, [(*place, more) for place, more in cut.items()])
+    add_closings(db, [(*place, more) for place, more in waits.items()])
     count_in_blocks(db, OPEN_LIST, ids, -1)
     move_counts(db, -len(ids), len(ids))
     add_to_counter(db, "closed_number", len(ids))
@@ -3801,7 +3812,10 @@ def happen(db: Connection, seed: int, course: Course, due: Sequence[tuple[int, b
     last_id, newest = newest_ticket(db)
     arrivals = list(growing((moment for moment, arrives in due if arrives), newest))
     rows = list_oldest_open_tickets(db, len(due) - len(arrivals))
-    waiting = deque((ticket_id, parse_time(created_at), parse_time(updated_at)) for ticket_id, created_at, updated_at in rows)
+    waiting = deque[tuple[int, int, int]]()
+    for ticket_id, created_at, updated_at in rows:
+        begun = parse_time(created_at)
+        waiting.append((ticket_id, begun, begun if updated_at == created_at else parse_time(updated_at)))
     changes: list[Change] = []
     created: list[int] = []  # seconds, of those that are closed
     came, last = 0, last_closing(db)
@@ -3811,10 +3825,10 @@ def happen(db: Connection, seed: int, course: Course, due: Sequence[tuple[int, b
             changes.append(Change(CREATED, last_id + came, at))
             waiting.append((last_id + came, at, at))
         elif waiting and course.due(waiting[0][1]) <= moment:
-            ticket_id, created_at, updated_at = waiting.popleft()
-            last = max(moment, last + 1, updated_at + 1)
+            ticket_id, begun, changed = waiting.popleft()
+            last = max(moment, last + 1, changed + 1)
             changes.append(Change(CLOSING, ticket_id, last))
-            created.append(created_at // MICROSECONDS)
+            created.append(begun // MICROSECONDS)
     if changes:
         write_in_order(db, seed, last_id + 1, changes, created)
     return changes
@@ -3880,7 +3894,7 @@ def work_off(db: Connection, clock: Clock, seconds: float, idle: bool = False, h
     try:
         while is_due(db, clock.wall(), idle):
             begun = clock.monotonic()
-            with transaction(db):
+            with uncollected(), transaction(db):
                 turn = take_step(db, clock.wall(), most)
                 held = clock.monotonic() - begun
             total = Turn(total.arrivals + turn.arrivals, total.closings + turn.closings, turn.more)
