@@ -372,7 +372,7 @@ def test_standard_input_and_a_pipe_with_a_name_are_read(desk, db, tmp_path):
 
 
 def test_a_directory_and_nothing_are_one_line(run, tmp_path, engine):
-    for name, words in ((".", "Is a directory"), ("no.csv", "No such file")):
+    for name, words in ((".", "Is a directory"), ("no.csv", "No such file"), ("", "directory: an empty name")):
         code, out, err = run("import", name, "--db", tmp_path / "new.db")
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert words in err
