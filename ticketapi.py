@@ -319,7 +319,7 @@ def parse_day(text: str) -> int:
 
 @lru_cache(maxsize=4096)
 def parse_second(text: str) -> int:
-    """Return the whole seconds since 1970 of a time that `format_time` wrote."""
+    """Return the seconds since 1970 of a time such as `2025-12-04T11:30:16`; what came together has the same one."""
     return parse_day(text[:10]) + int(text[11:13]) * HOUR + int(text[14:16]) * MINUTE + int(text[17:19])
 
 
@@ -3334,7 +3334,7 @@ silent: Report = lambda done: None  # noqa: E731
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Look for no cycles in the rows of a block: it took 5% of `generate` and `process` (benchmarks/bulk.py)."""
+    """Let nobody look for cycles in a block, as its rows have none: it took 5% of `generate` (benchmarks/bulk.py)."""
     gc.disable()
     try:
         yield
@@ -3598,7 +3598,7 @@ def mark_closed(db: Connection, closings: Sequence[Change], created: Sequence[in
     """Write down closings of tickets that were created at some seconds, whose changes have their numbers, with the counters."""
     ids, ends = [ticket_id for _, ticket_id, _ in closings], [format_time(at) for _, _, at in closings]
     number = get_counter(db, "closed_number") + 1
-    close_tickets(db, zip(ends, range(number, number + len(ids)), changes, ids, strict=False))
+    close_tickets(db, zip(ends, range(number, number + len(ids)), changes, ids, strict=True))
     waits = Counter(
         [
             (end[:13], cut_wait(at // MICROSECONDS - begun))
@@ -6096,7 +6096,7 @@ FAILING_DAYS = 5  # without a success, until a webhook is turned off
 EVENTS_LOOK, EVENTS_LOOKS = 500, 20  # events that are read at once, and how often in one transaction
 MAX_ANSWER_BYTES = 65_536  # of an answer's header
 NAT64, GLOBAL_UNICAST = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2000::/3")
-NOBODYS = (ipaddress.ip_network("3fff::/20"), ipaddress.ip_network("192.88.99.0/24"))  # RFC 9637 and 7526; older Pythons ask
+NOBODYS = (ipaddress.ip_network("3fff::/20"), ipaddress.ip_network("192.88.99.0/24"))  # RFC 9637 and 7526; global to Python
 
 Resolver = Callable[[str, int, float], Sequence[str]]  # takes host, port and seconds
 Bits = Callable[[int], int]  # gives so many random bits
