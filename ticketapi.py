@@ -299,12 +299,22 @@ class InvalidFields(TicketApiError):
 
 
 @lru_cache(maxsize=4096)
+def format_day(day: int) -> str:
+    """Write a day, counted since 1970, as `2025-12-04`."""
+    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY)).zfill(10)  # years below 1000 come without zeros
+
+
+DAY_MINUTES = [f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(24 * 60)]
+
+
+@lru_cache(maxsize=4096)
 def format_second(seconds: int) -> str:
-    """Write seconds since 1970 as `2025-12-04T11:30:16`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).zfill(19)  # years below 1000 come without zeros
+    """Write seconds since 1970 as `2025-12-04T11:30:16`; from parts, as a year's times share few seconds."""
+    minutes, second = divmod(seconds, MINUTE)
+    day, minute = divmod(minutes, 24 * 60)
+    return f"{format_day(day)}{DAY_MINUTES[minute]}{second:02d}"
 
 
-@lru_cache(maxsize=25_000)  # a batch of changes, of so many at most, writes each of its times in up to four places
 def format_time(moment: int) -> str:
     """Write microseconds since 1970 as the API and the tables show them: `2025-12-04T11:30:16.000000Z`."""
     seconds, fraction = divmod(moment, MICROSECONDS)
@@ -3768,14 +3778,10 @@ def add_comment(db: Connection, ticket_id: int, user_id: int, content: str, now:
 
 WRITTEN_EVERY = 5 * MICROSECONDS  # that a running clock is written, at least: each time readers forget what they remember
 LONGEST_ADVANCE = 3653 * DAY * MICROSECONDS
-FIRST_STEP = 100  # happenings in the first transaction of a turn; then as many as take HELD_SECONDS
-HELD_SECONDS = 0.016  # that a transaction holds the right to write, beside its commit: others of a server wait for no longer
-BULK_SECONDS = 0.5  # the same of a command, as of `generate`: a year then takes half as long
+FIRST_STEP = 100  # happenings in the first transaction of a server's turn; then as many as take HELD_SECONDS
+HELD_SECONDS = 0.016  # that a server's step holds the right to write, beside its commit: others of it wait for no longer
 YIELD_SECONDS = 0.001  # between two, for others that wait
-SWITCH_SECONDS, EAGER_SECONDS = (
-    0.005,
-    0.0005,
-)  # how long a thread may keep others from running: by default, and while steps are taken
+SWITCH_SECONDS, EAGER_SECONDS = 0.005, 0.0005  # that a thread may keep others from running: by default, and in steps
 MISSED = MINUTE_MICROSECONDS  # what was due longer ago on a desk of the real time, while nobody served it, does not happen
 
 
@@ -3887,9 +3893,10 @@ def is_due(db: Connection, real: int, idle: bool) -> bool:
     return next(course_of(simulation).happenings(worked, now), None) is not None
 
 
-def work_off(db: Connection, clock: Clock, seconds: float, idle: bool = False, hold: float = HELD_SECONDS) -> Turn:
-    """Take steps of about `hold` seconds for so many, or until nothing is due; who is idle only ends an advance."""
-    end, most, total = clock.monotonic() + seconds, FIRST_STEP, Turn()
+def work_off(db: Connection, clock: Clock, seconds: float, idle: bool = False, bulk: bool = False) -> Turn:
+    """Take steps, short or a batch each, for so many seconds, or until nothing is due; who is idle only ends an advance."""
+    least = BATCH if bulk else FIRST_STEP
+    end, most, total = clock.monotonic() + seconds, least, Turn()
     sys.setswitchinterval(EAGER_SECONDS)  # or who answers requests beside waits for 5 ms at each statement
     try:
         while is_due(db, clock.wall(), idle):
@@ -3898,7 +3905,7 @@ def work_off(db: Connection, clock: Clock, seconds: float, idle: bool = False, h
                 turn = take_step(db, clock.wall(), most)
                 held = clock.monotonic() - begun
             total = Turn(total.arrivals + turn.arrivals, total.closings + turn.closings, turn.more)
-            most = max(FIRST_STEP, min(BATCH, int(most * hold / max(held, 0.0001))))
+            most = max(least, min(BATCH, int(most * HELD_SECONDS / max(held, 0.0001))))
             if not turn.more or clock.pause(YIELD_SECONDS) or clock.monotonic() >= end:
                 break
     finally:
@@ -10715,7 +10722,7 @@ def pass_time(db: Connection, clock: Clock) -> None:
     """Let happen what is due, and an advance come to its end, with progress in hours of the desk."""
     with Progress(0, sys.stderr, clock.monotonic, "hours") as progress:
         while (simulation := find_simulation(db)) and (
-            work_off(db, clock, PROGRESS_SECONDS, hold=BULK_SECONDS).more or simulation.target
+            work_off(db, clock, PROGRESS_SECONDS, bulk=True).more or simulation.target
         ):
             begun, target = simulation.begun or 0, simulation.target or 0
             progress.total = (target - begun) // (HOUR * MICROSECONDS)

@@ -210,9 +210,8 @@ def run_measured(folder: Path, *words: str) -> Cost:
     """
     began = time.perf_counter()
     installed = [sys.executable, "-m", "ticketapi"]
-    process = subprocess.Popen(
-        [*installed, *words], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-    )
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+    process = subprocess.Popen([*installed, *words], cwd=folder, env=environ, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
