@@ -249,6 +249,11 @@ def pytest_make_collect_report(collector):
     fail_when_skipped((yield))
 
 
+def pytest_xdist_auto_num_workers():
+    """Two workers a core, as half of the tests wait for processes and clocks; in CI, where coverage is measured, one."""
+    return (os.cpu_count() or 1) * (1 if IN_CI else 2)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """What stands in the folder of the proofs is a proof; a case that is marked `files` is none of PostgreSQL's.
