@@ -921,24 +921,18 @@ SELECT tickets.id AS place,
 FROM tickets
 LEFT JOIN users ON users.id = tickets.user_id AND users.id BETWEEN 1 AND 999999999;
 
+CREATE TEMPORARY VIEW original_tokens AS
+SELECT tokens.id, tokenable_id, users.name AS owner, email, tokens.name, token, abilities, tokens.created_at, last_used_at, expires_at
+FROM personal_access_tokens AS tokens
+JOIN users ON users.id = tokenable_id AND lower(tokenable_type) LIKE '%user';
+
 CREATE TEMPORARY VIEW original_customers AS
-SELECT id, trim(name) AS name, lower(trim(email)) AS email, replace(substr(created_at, 1, 19), ' ', 'T') || '.000000Z' AS created_at
+SELECT id, name, email, created_at
 FROM users
 WHERE id IN (SELECT user_id FROM tickets)
-    OR (id BETWEEN 1 AND 999999999 AND id NOT IN (SELECT tokenable_id FROM personal_access_tokens));
-
-CREATE TEMPORARY VIEW original_tokens AS
-SELECT tokens.id, tokenable_id, trim(users.name) AS owner, lower(trim(email)) AS email, tokens.name, token,
-       json(coalesce(abilities, '[]')) AS abilities,
-       replace(substr(tokens.created_at, 1, 19), ' ', 'T') || '.000000Z' AS created_at,
-       replace(substr(last_used_at, 1, 19), ' ', 'T') || '.000000Z' AS last_used_at,
-       replace(substr(expires_at, 1, 19), ' ', 'T') || '.000000Z' AS expires_at
-FROM personal_access_tokens AS tokens
-JOIN users ON users.id = tokenable_id;
+    OR (id BETWEEN 1 AND 999999999 AND id NOT IN (SELECT tokenable_id FROM original_tokens));
 
 CREATE TEMPORARY VIEW original_audits AS
-SELECT id, user_id, token_id, method, path, route_name, status_code, coalesce(ip_address, '') AS ip_address,
-       coalesce(user_agent, '') AS user_agent, max(coalesce(duration_ms, 0), 0) AS duration_ms, coalesce(query, '') AS query,
-       coalesce(request_body, '') AS request_body, replace(substr(created_at, 1, 19), ' ', 'T') || '.000000Z' AS created_at,
-       NULL AS request_id
+SELECT id, user_id, token_id, method, path, route_name, status_code, ip_address, user_agent, duration_ms, query, request_body,
+       created_at
 FROM api_audits;

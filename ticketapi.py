@@ -4793,7 +4793,7 @@ class FeedRequest(NamedTuple):
 def read_start_time(text: str, now: int) -> int:
     """Read Unix seconds, a UTC time, or a duration before now, as microseconds since 1970. Raises ValueError."""
     number = whole_number(text)
-    moment = read_moment(trim(text), now) if number is None else number * MICROSECONDS
+    moment = number * MICROSECONDS if number is not None else max(0, read_moment(trim(text), now))
     if not 0 <= moment <= now:
         raise ValueError("out of range")
     return moment
@@ -5893,7 +5893,7 @@ def write_new_tickets(db: Connection, posted: Sequence[Posted]) -> list[Written]
 def check_ticket(db: Connection, posted: Posted) -> None:
     """Find a ticket in the state that If-Match names (RFC 9110, section 13.1.1). Raises NotFound and PreconditionFailed."""
     etag = make_answer(ticket_resource(db, posted.ids["ticket_id"])).etag
-    if posted.if_match.strip() != "*" and etag not in map(str.strip, posted.if_match.split(",")):
+    if posted.if_match.strip(" \t") != "*" and etag not in [tag.strip(" \t") for tag in posted.if_match.split(",")]:
         raise PreconditionFailed("The ticket has changed; get it again, and send its ETag in If-Match.")
 
 
@@ -6103,7 +6103,8 @@ FAILING_DAYS = 5  # without a success, until a webhook is turned off
 EVENTS_LOOK, EVENTS_LOOKS = 500, 20  # events that are read at once, and how often in one transaction
 MAX_ANSWER_BYTES = 65_536  # of an answer's header
 NAT64, GLOBAL_UNICAST = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2000::/3")
-NOBODYS = (ipaddress.ip_network("3fff::/20"), ipaddress.ip_network("192.88.99.0/24"))  # RFC 9637 and 7526; global to Python
+NOBODYS = tuple(map(ipaddress.ip_network, ("3fff::/20", "192.88.99.0/24", "192.0.0.0/24")))  # RFC 9637, 7526 and 6890
+
 
 Resolver = Callable[[str, int, float], Sequence[str]]  # takes host, port and seconds
 Bits = Callable[[int], int]  # gives so many random bits
@@ -7418,6 +7419,7 @@ def explain_failed_copy(error: Exception, backup: Backup) -> TicketApiError:
 
 MAX_LINE = 1024 * 1024  # bytes; what a ticket may hold takes an eighth of it
 IMPORT_BATCH = 5_000  # tickets in memory, 40 kB each at most
+MAX_BLANK_LINES = 100  # before the first
 MAX_KEPT_ID = 10_000_000  # of the original's tickets: numbers that are missing below cost up to 50 MB and a second
 NEEDED = {"subject": MAX_SUBJECT, "content": MAX_CONTENT, "name": MAX_SUBJECT, "email": MAX_SUBJECT}  # columns; characters
 TICKET_COLUMNS = ("id", *NEEDED, "status", "created_at", "closed_at", "updated_at", "user_id")  # of CSV that `tickets` writes
@@ -7444,24 +7446,25 @@ def check_columns(row: Iterable[str], tell: Told) -> list[str]:
         if names.count(name) > 1 or (name in NEEDED and name not in names):
             problem = "is there twice" if name in names else f"is missing; these must be there: {', '.join(NEEDED)}"
             raise TicketApiError(f"line 1: the column {name} {problem}")
-    if ignored := [name for name in names if name not in TICKET_COLUMNS]:
+    if ignored := [name or "(without a name)" for name in names if name not in TICKET_COLUMNS]:
         tell(f"Columns that are ignored: {cut_text(', '.join(ignored), MAX_SUBJECT)}")
     return names
 
 
 def read_csv(lines: Iterable[str], tell: Told) -> Iterator[Record]:
     """Yield the records of CSV (RFC 4180), each with the line that it begins in. Raises TicketApiError."""
-    reader, start = csv.DictReader(lines, restkey="", strict=True), 1
+    csv.field_size_limit(MAX_LINE)
+    reader, start = csv.DictReader(lines, strict=True), 1
     try:
         reader.fieldnames = check_columns(reader.fieldnames or (), tell)
         start = reader.line_num + 1
         for row in reader:
-            if "" in row or None in row.values():
+            if None in row or None in row.values():
                 raise TicketApiError(f"line {start}: it has not as many fields as the header")
             yield f"line {start}", row
             start = reader.line_num + 1
     except csv.Error as error:
-        reason = "its lines end with CR alone" if "new-line" in str(error) else error
+        reason = "a CR stands alone in it; lines end with LF or CR LF" if "new-line" in str(error) else error
         raise TicketApiError(f"line {start}: {reason}") from None
 
 
@@ -7477,13 +7480,27 @@ def read_json_lines(lines: Iterable[str]) -> Iterator[Record]:
             pass
         if not isinstance(value, dict):
             raise TicketApiError(f"line {number}: it is no JSON object")
-        user = value.get("user")
+        if isinstance(user := value.get("user"), dict):
+            value |= {key: user.get(key) for key in ("name", "email") if value.get(key) is None}
         if text.strip():
-            yield f"line {number}", {**user, **value} if isinstance(user, dict) else value
+            yield f"line {number}", value
+
+
+def read_records(lines: Iterator[str], tell: Told) -> Iterator[Record]:
+    """Yield the records of JSON Lines or CSV, whichever the first line with something in it is of."""
+    head: list[str] = []
+    for line in islice(lines, MAX_BLANK_LINES):
+        head.append(line)
+        if line.strip():
+            break
+    is_csv = bool(head) and not head[-1].lstrip().startswith(("{", "["))  # of a desk without tickets there is no line
+    yield from read_csv(chain(head, lines), tell) if is_csv else read_json_lines(chain(head, lines))
 
 
 def read_original(original: Connection) -> Iterator[Record]:
     """Yield the tickets of the original's file; one was closed at its last change, unless there is a column that says when."""
+    for table in ("original_customers", "original_tokens"):  # what is not there is told before anything is done
+        next(read_table(original, table), None)
     for row in map(dict, read_table(original, "original_tickets")):
         closed_at = row.get("closed_at") or row.get("processed_at") or row["updated_at"]
         if not row.get("deleted_at"):
@@ -7505,26 +7522,92 @@ def read_past(fields: Mapping[str, Any], name: str, now: int, errors: dict[str, 
     return None
 
 
+def read_address(text: str, errors: dict[str, list[str]]) -> str:
+    """Return an address in lower case; what is wrong with it is noted in `errors`."""
+    try:
+        return read_email(text)
+    except ValueError:
+        errors.setdefault("email", ["The email field must be an address."])
+        return ""
+
+
+def check_id(value: object, highest: int, errors: dict[str, list[str]]) -> None:
+    """Note in `errors` that something is no id, or too high."""
+    if type(value) is not int or not 0 < value <= highest:
+        errors["id"] = [f"The id field must be 1 to {highest}."]
+
+
+def refuse_first(where: str, errors: Mapping[str, list[str]]) -> None:
+    """Raise TicketApiError for the first thing that is wrong with what stands somewhere, if anything is."""
+    for messages in errors.values():
+        raise TicketApiError(f"{where}: " + re.sub(r"^The (.+?) field (.+)\.$", r"\1 \2", messages[0]))
+
+
 def read_ticket(record: Record, keeps_ids: bool, now: int) -> tuple[Any, ...]:
     """Return a record as the columns of a line, but the first. Raises TicketApiError for the first thing wrong with it."""
     (where, fields), errors = record, dict[str, list[str]]()
     subject, content, name, email = [check_text(fields.get(key), key, most, errors) for key, most in NEEDED.items()]
     created, closed = read_past(fields, "created_at", now, errors), read_past(fields, "closed_at", now, errors)
-    status, key = CLOSED, "email"
+    email, status, given = read_address(email, errors), CLOSED, fields.get("status")
     try:
-        email, key = read_email(email), "status"
-        given = fields.get("status")
         status = read_ticket_status(given) if given not in (None, "") else OPEN if closed is None else CLOSED
     except ValueError:
-        errors.setdefault(key, [f"The {key} field must be {'an address' if key == 'email' else 'Open or Closed'}."])
+        errors["status"] = ["The status field must be Open or Closed."]
     if closed is not None and (status == OPEN or closed < (now if created is None else created)):
         errors.setdefault("closed_at", ["The closed_at field must not be before created_at, nor be there while it is Open."])
-    if keeps_ids and not 0 < fields["id"] <= MAX_KEPT_ID:
-        errors["id"] = [f"The id field must be 1 to {MAX_KEPT_ID}."]
-    for messages in errors.values():
-        raise TicketApiError(f"{where}: " + re.sub(r"^The (.+?) field (.+)\.$", r"\1 \2", messages[0]))
+    if keeps_ids:
+        check_id(fields["id"], MAX_KEPT_ID, errors)
+    refuse_first(where, errors)
     ids = (fields["id"], fields["user_id"]) if keeps_ids else (None, None)
     return (*ids, status, created, closed, name, email, subject, content)
+
+
+def read_customer(row: Mapping[str, Any], now: int) -> tuple[int, str, str, str]:
+    """Return a user of the original's file as a customer. Raises TicketApiError."""
+    errors: dict[str, list[str]] = {}
+    check_id(row["id"], FIRST_OWNER_ID - 1, errors)
+    name, email = (check_text(row[key], key, MAX_SUBJECT, errors) for key in ("name", "email"))
+    email, created = read_address(email, errors), read_past(row, "created_at", now, errors)
+    refuse_first(f"user {row['id']}", errors)
+    return row["id"], name, email, format_time(now if created is None else created)
+
+
+def read_token(row: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """Return a token of the original's file, with its owner's name and address. Raises TicketApiError."""
+    errors, wrong, abilities = dict[str, list[str]](), dict[str, list[str]](), None
+    read = {key: check_text(row[key], key, MAX_SUBJECT, errors) for key in ("owner", "email", "name", "token")}
+    read["email"] = read_address(read["email"], errors)
+    if not re.fullmatch("[0-9a-f]{64}", read["token"]):
+        errors.setdefault("token", ["The token field must be a SHA-256 in hexadecimal."])
+    with suppress(ValueError, TypeError, RecursionError):
+        abilities = json.loads(row["abilities"] or "[]")
+    for one in abilities if isinstance(abilities, list) else (None,):
+        check_text(one, "abilities", MAX_SUBJECT, wrong)
+    if wrong:
+        errors["abilities"] = ["The abilities field must be a list of texts."]
+    latest = {"created_at": now, "last_used_at": now, "expires_at": END_OF_TIME}
+    times = {key: read_past(row, key, limit, errors) for key, limit in latest.items()}
+    refuse_first(f"token {row['id']}", errors)
+    shown = {key: None if moment is None else format_time(moment) for key, moment in times.items()}
+    return read | shown | {"created_at": shown["created_at"] or format_time(now), "abilities": json.dumps(abilities)}
+
+
+def read_request(row: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """Return a row of the original's log, redacted; what is no text there becomes one. Raises TicketApiError."""
+    errors, read = dict[str, list[str]](), dict(row)
+    for key in ("method", "path", "route_name", "ip_address", "user_agent", "query", "request_body"):
+        value = row[key].decode(errors="replace") if isinstance(row[key], bytes) else row[key]
+        read[key] = "" if value is None else str(value)
+    if type(row["status_code"]) is not int:
+        errors["status_code"] = ["The status_code field must be a whole number."]
+    created = read_past(row, "created_at", now, errors)
+    refuse_first(f"request {row['id']}", errors)
+    read |= {key: audit_payload(parse_body(read[key].encode(), "")) for key in ("query", "request_body")}
+    read["path"] = escape(cut_text(read["path"], MAX_AUDIT_PATH))[:MAX_AUDIT_PATH]
+    read["user_agent"] = escape(cut_text(read["user_agent"], MAX_AUDIT_USER_AGENT))[:MAX_AUDIT_USER_AGENT] or None
+    duration, created_at = row["duration_ms"], format_time(now if created is None else created)
+    read |= {"route_name": read["route_name"] or None, "duration_ms": max(0, duration) if type(duration) is int else 0}
+    return read | {"created_at": created_at, "request_id": None}
 
 
 def import_lines(db: Connection, scratch: Connection, now: int, report: Report, tell: Told) -> None:
@@ -7557,30 +7640,47 @@ def import_original(db: Connection, original: Connection, now: int) -> tuple[dic
     """Add users and tokens of the original's file; return the new ids of owners and of tokens by the old ones."""
     if newest_ticket(db)[0] or get_counter(db, "customers"):
         raise TicketApiError("the tickets and users of this file keep their ids, and the desk has some; take another --db")
-    people, owners, tokens = read_table(original, "original_customers"), dict[int, int](), dict[int, int]()
-    while batch := list(islice(people, IMPORT_BATCH)):
-        insert_users(db, map(tuple, batch))
+    people, owners, tokens = map(dict, read_table(original, "original_customers")), dict[int, int](), dict[int, int]()
+    while batch := [read_customer(row, now) for row in islice(people, IMPORT_BATCH)]:
+        taken = list_taken_emails(db, (email for _, _, email, _ in batch))
+        for user_id, _, email, _ in batch:
+            if taken.setdefault(email, user_id) != user_id:
+                raise TicketApiError(f"user {user_id}: email is that of user {taken[email]}, too")
+        insert_users(db, batch)
     for row in map(dict, read_table(original, "original_tokens")):
-        owners[row["tokenable_id"]] = ensure_owner(db, row["email"], now, row["owner"])
-        tokens[row["id"]] = insert_token(db, row | {"user_id": owners[row["tokenable_id"]]})
-        if row["last_used_at"]:
-            touch_token(db, tokens[row["id"]], row["last_used_at"])
+        token = read_token(row, now)
+        if find_token(db, token["token"]):
+            raise TicketApiError(f"token {row['id']}: the desk has it already")
+        owners[row["tokenable_id"]] = ensure_owner(db, token["email"], now, token["owner"])
+        tokens[row["id"]] = insert_token(db, token | {"user_id": owners[row["tokenable_id"]]})
+        if token["last_used_at"]:
+            touch_token(db, tokens[row["id"]], token["last_used_at"])
     return owners, tokens
 
 
-def import_audits(log_db: Connection, original: Connection, owners: dict[int, int], tokens: dict[int, int]) -> int:
+def import_audits(log_db: Connection, original: Connection, owners: dict[int, int], tokens: dict[int, int], now: int) -> int:
     """Add the requests of the original's log, redacted, all or none; return how many. A token that is gone is none."""
     rows, done = map(dict, read_table(original, "original_audits")), 0
     with transaction(log_db):
-        while batch := list(islice(rows, IMPORT_BATCH)):
+        while batch := [read_request(row, now) for row in islice(rows, IMPORT_BATCH)]:
             for row in batch:
-                row |= {"user_id": owners.get(row["user_id"], row["user_id"]), "token_id": tokens.get(row["token_id"])}
-                row |= {key: audit_payload(parse_body(row[key].encode(), "")) for key in ("query", "request_body")}
-                row["path"] = escape(cut_text(row["path"], MAX_AUDIT_PATH))[:MAX_AUDIT_PATH]
-                row["user_agent"] = escape(cut_text(row["user_agent"], MAX_AUDIT_USER_AGENT))[:MAX_AUDIT_USER_AGENT] or None
+                user_id = owners.get(row["user_id"], row["user_id"])
+                row |= {"user_id": user_id if type(user_id) is int else None, "token_id": tokens.get(row["token_id"])}
             insert_audits(log_db, batch)
             done += len(batch)
     return done
+
+
+@contextmanager
+def explained_file(path: Path) -> Iterator[None]:
+    """Turn what SQLite reports of a file that is imported into one line."""
+    try:
+        with explained(path):
+            yield
+    except TicketApiError as error:
+        if "another --db" not in str(error):
+            raise
+        raise TicketApiError(str(error).replace("another --db", "another FILE")) from error
 
 
 @contextmanager
@@ -7588,13 +7688,13 @@ def staged(source: str, now: int, tell: Told, note: Report) -> Iterator[tuple[Co
     """Read a file into a scratch database, and give that, the original's file if it is one, and how many tickets there are."""
     with ExitStack() as stack:
         file = stack.enter_context(open(0 if source == "-" else source, "rb", closefd=source != "-"))
-        start, lines, original = file.peek(16).lstrip(b"\xef\xbb\xbf \t\r\n"), read_lines(file), None
-        if start.startswith(b"SQLite format 3"):
-            original = stack.enter_context(closing(open_original(Path(source))))
+        lines, original = read_lines(file), None
+        if file.peek(16).startswith(b"SQLite format 3"):
+            with explained_file(Path(source)):
+                original = stack.enter_context(closing(open_original(Path(source))))
         scratch = stack.enter_context(closing(open_scratch()))
-        with explained(Path(source)), transaction(scratch), interruptible(original or scratch):  # a view may never end
-            json_lines = start.startswith((b"{", b"[")) or not file.peek(1)  # a desk without tickets
-            records = read_original(original) if original else read_json_lines(lines) if json_lines else read_csv(lines, tell)
+        with explained_file(Path(source)), transaction(scratch), interruptible(original or scratch):  # a view may never end
+            records = read_original(original) if original else read_records(lines, tell)
             rows = (read_ticket(record, original is not None, now) for record in reported(records, note))
             total, _ = write_table(scratch, "lines", ((number, *row) for number, row in enumerate(rows)))
         yield scratch, original, total
@@ -7623,7 +7723,7 @@ def import_file(
             rebuild_counters(db)  # there may be gaps between its ids
         if original and settings.import_audit:
             with closing(open_database(settings.audit_db, "audit")) as log_db:
-                requests = import_audits(log_db, original, owners, tokens)
+                requests = import_audits(log_db, original, owners, tokens, now)
     return {"tickets": total, "tokens": len(tokens), "requests": requests}
 
 
@@ -8610,7 +8710,8 @@ def send(answer: Answer) -> bytes:
 
 def matches_etag(wanted: str, etag: str) -> bool:
     """Tell whether an If-None-Match header names an ETag; weak comparison, as RFC 9110 section 13.1.2 asks for."""
-    return bool(wanted) and (wanted.strip() == "*" or etag in [text.strip().removeprefix("W/") for text in wanted.split(",")])
+    tags = [text.strip(" \t") for text in wanted.split(",")]
+    return tags == ["*"] or etag in [tag.removeprefix("W/") for tag in tags]
 
 
 def asked_list(has_cursors: bool = True) -> ListRequest:
@@ -8670,12 +8771,15 @@ def show_events(app: Shared) -> bytes:
 def stream_events(app: Shared) -> bytes | Stream:
     """GET /api/events/stream: Server-Sent Events, from after an event, or from the next one on."""
     environ, db = bottle.request.environ, app.readers.get().db
-    text = environ.get("HTTP_LAST_EVENT_ID") or request_query(environ).get("after", "")
+    asked = {"after field": request_query(environ).get("after"), "Last-Event-ID header": environ.get("HTTP_LAST_EVENT_ID")}
     with snapshot(db):
         (oldest, last), epoch = event_ends(db), find_epoch(db)
-        after = whole_number(text) if text else last
-        if after is None:
-            raise InvalidFields({"after": ["The after field must be the id of an event."]})
+        after = last
+        for name, text in asked.items():
+            number = whole_number(text) if text else after
+            if number is None:
+                raise InvalidFields({name.partition(" ")[0]: [f"The {name} must be the id of an event."]})
+            after = number
         if not max(oldest, get_counter(db, "change")) <= after <= last:
             raise Gone("The events after this one are not kept; read the export, then come back without it.")
     bottle.response.content_type = "text/event-stream; charset=utf-8"

@@ -260,7 +260,7 @@ BAD = {
     "latin 1": (f"{HEADER}\n{GOOD}".encode() + b"caf\xe9,c,A,a@x.org,,,\n", "line 3: it is not UTF-8"),
     "utf-16": (f"{HEADER}\n{GOOD}".encode("utf-16"), "line 1: it is not UTF-8"),
     "10 MB": (f"{HEADER}\n{GOOD}{'x' * 10_000_000},c,A,a@x.org,,,\n", "line 3: it is longer than 1,048,576 bytes"),
-    "large field": (f"{HEADER}\n{'x' * 200_000},c,A,a@x.org,,,\n", "line 2: field larger"),
+    "large field": (f'{HEADER}\ns,"{(1000 * "x" + chr(10)) * 1100}",A,a@x.org,,,\n', "line 2: field larger"),
     "json array": ("[1, 2]\n", "line 1: it is no JSON object"),
     "json text": ('{"subject": "s"', "line 1: it is no JSON object"),
     "json number": ('{"subject":"s","content":"c","name":"A","email":"a@x.org"}\n7\n', "line 2: it is no JSON object"),
@@ -287,7 +287,8 @@ BAD = {
         for value in ("{}", "[]", "false", "0", "0.0", "true")
     },
     "json field twice": ('{"subject": "s", "subject": "t"}', "line 1: it has the field subject twice."),
-    "carriage returns": (f"{HEADER}\r{GOOD}\r", "line 1: its lines end with CR alone"),
+    "carriage returns": (f"{HEADER}\r{GOOD}\r", "line 1: a CR stands alone in it; lines end with LF or CR LF"),
+    "a carriage return": (f"{HEADER}\n{GOOD}s,c\rd,A,a@x.org,,,\n", "line 3: a CR stands alone in it"),
     "long address": (f"{HEADER}\ns,c,A,{DOTTED * 200}@x.org,,,\n", "line 2: email must be an address"),
     "json user": ('{"subject": "s", "content": "c", "user": "a@x.org"}', "line 1: name is required"),
 }
@@ -318,8 +319,17 @@ GOOD_SHAPES = {
     "blank lines": f"{HEADER}\n\n{GOOD}\n\n".encode(),
     "no line end": f"{HEADER}\n{GOOD.strip()}".encode(),
     "case and blanks": f"{HEADER}\n{GOOD}".replace("subject", " Subject ").encode(),
+    "blank lines before JSON": b'\xef\xbb\xbf\n \n{"subject":"s","content":"c","name":"A","email":"a@x.org"}',
+    "of a user name and address alone": b"""{"subject":"s","content":"c","name":null,"user":{"name":"A","email":"a@x.org",
+        "status":"active","closed_at":"x","created_at":"2020-01-01T00:00:00Z","content":7}}""".replace(b"\n", b""),
     "json and blank lines": b'{"subject":"s","content":"c","user":{"name":"A","email":"a@x.org"}}\n\n \n',
 }
+
+
+@pytest.mark.parametrize(("column", "shown", "value"), [("", "(without a name)", ""), ("notes", "notes", "x" * 200_000)])
+def test_columns_of_others_may_hold_whatever_they_do(into, db, desk, column, shown, value):
+    code, out, err = into(f"{HEADER},{column}\n{GOOD.strip()},{value}\n", desk)
+    assert (code, out, err) == (0, "Imported 1 ticket\n", f"Columns that are ignored: {shown}\n")
 
 
 @pytest.mark.parametrize("case", GOOD_SHAPES)
@@ -439,6 +449,13 @@ sys.exit(ticketapi.main(sys.argv[1:]))
 
 # The original application's file -------------------------------------------------------------------
 
+ALIKE = "UPDATE personal_access_tokens SET token = (SELECT min(token) FROM personal_access_tokens)"
+RETYPED = """
+    CREATE TABLE others AS SELECT * FROM tickets LIMIT 1;
+    DROP TABLE tickets;
+    CREATE TABLE tickets (id, user_id, subject, content, status, created_at, updated_at);
+    INSERT INTO tickets SELECT {}, user_id, subject, content, status, created_at, updated_at FROM others;
+"""
 LARAVEL = """
     CREATE TABLE users (id integer primary key autoincrement not null, name varchar not null, email varchar not null,
         email_verified_at datetime, password varchar not null, created_at datetime, updated_at datetime);
@@ -647,11 +664,24 @@ def test_it_needs_a_desk_without_tickets_and_customers(run, original, desk, db, 
         ("UPDATE tickets SET status = 3 WHERE id = 2", "ticket 2: status must be Open or Closed"),
         ("UPDATE tickets SET id = 4000000000 WHERE id = 200", "ticket 4000000000: id must be 1 to 10000000"),
         ("UPDATE tickets SET created_at = 'x' WHERE id = 2", "ticket 2: created_at must be a UTC time"),
-        ("UPDATE users SET email = 'LEON@example.net' WHERE id = 9", ""),
-        ("UPDATE personal_access_tokens SET token = 'x'", ""),
-        ("UPDATE personal_access_tokens SET abilities = '[' WHERE id = 12", ""),
-        ("UPDATE personal_access_tokens SET created_at = NULL", ""),
-        ("DROP TABLE personal_access_tokens", "personal_access_tokens"),
+        ("UPDATE users SET email = 'LEON@example.net' WHERE id = 9", "user 9: email is that of user 1, too"),
+        ("UPDATE users SET email = 'bad mail' WHERE id = 9", "user 9: email must be an address"),
+        ("UPDATE users SET name = x'410042' WHERE id = 9", "user 9: name must be a string"),
+        ("UPDATE users SET name = '\N{ZERO WIDTH SPACE}' WHERE id = 9", "user 9: name is required"),
+        ("UPDATE users SET name = hex(zeroblob(128)) WHERE id = 9", "user 9: name must not be greater than 255 characters"),
+        ("UPDATE users SET created_at = 7 WHERE id = 9", "user 9: created_at must be a UTC time"),
+        ("UPDATE users SET email = 'op' WHERE id = 2", "token 12: email must be an address"),
+        ("UPDATE users SET name = '' WHERE id = 2", "token 12: owner is required"),
+        ("UPDATE personal_access_tokens SET token = 'x'", "token 12: token must be a SHA-256 in hexadecimal"),
+        (
+            ALIKE,
+            "the desk has it already",
+        ),
+        ("UPDATE personal_access_tokens SET created_at = 'x' WHERE id = 13", "token 13: created_at must be a UTC time"),
+        ("UPDATE personal_access_tokens SET expires_at = 'soon' WHERE id = 13", "token 13: expires_at must be a UTC time"),
+        ("DROP TABLE personal_access_tokens", "database.sqlite: no such table"),
+        (RETYPED.format("'a'"), "ticket a: id must be 1 to 10000000"),
+        (RETYPED.format("'1'"), "ticket 1: id must be 1 to 10000000"),
     ],
 )
 def test_what_is_wrong_with_it_is_one_line_and_nothing_is_kept(run, original, desk, db, change, words):
@@ -660,6 +690,62 @@ def test_what_is_wrong_with_it_is_one_line_and_nothing_is_kept(run, original, de
     assert words in err
     assert rows_of(desk) == []
     assert db.execute("SELECT count(*) FROM users").fetchone()[0] == 0
+
+
+NO_ABILITIES = ("[", "5", '"*"', '{"*": 1}', "[1, null, {}]", '["*", 1]', '[["*"]]', '["\\ud800"]', '["\\u0000"]', "[" * 5000)
+
+
+@pytest.mark.parametrize("text", NO_ABILITIES, ids=range(len(NO_ABILITIES)))
+def test_a_token_may_do_nothing_but_what_a_list_of_texts_says(run, original, desk, db, text):
+    change = f"UPDATE personal_access_tokens SET abilities = '{text}' WHERE id = 13"
+    code, out, err = run("import", original(change), "--db", desk)
+    assert (code, out, err) == (1, "", "ticketapi: token 13: abilities must be a list of texts\n")
+    assert not db.execute("SELECT count(*) FROM users").fetchone()[0]
+
+
+def test_tokens_of_something_else_than_users_stay_where_they_are(run, original, desk, db):
+    change = "UPDATE personal_access_tokens SET tokenable_type = 'App-Models-Team' WHERE tokenable_id = 3"
+    assert run("import", original(change), "--db", desk)[1] == "Imported 4 tickets, 1 token\n"
+    assert [row[0] for row in db.execute("SELECT name FROM personal_access_tokens")] == ["dashboard"]
+
+
+def test_a_customer_is_one_whatever_the_case_and_space_of_the_address(run, original, desk, db):
+    change = "UPDATE users SET email = '\N{NO-BREAK SPACE}\u00c4\u00d6@B.C\t', name = ' Leon\N{ZERO WIDTH SPACE}' WHERE id = 1"
+    assert run("import", original(change), "--db", desk)[0] == 0
+    assert tuple(db.execute("SELECT name, email FROM users WHERE id = 1").fetchone()) == ("Leon", "\u00e4\u00f6@b.c")
+    with ticketapi.transaction(db):
+        assert ticketapi.ensure_customer(db, "x", "\u00c4\u00f6@b.c", NOON) == 1
+
+
+def test_what_has_no_time_came_when_it_was_imported(run, original, desk, db):
+    change = "UPDATE users SET created_at = NULL; UPDATE personal_access_tokens SET created_at = NULL"
+    assert run("import", original(change), "--db", desk)[0] == 0
+    times = db.execute("SELECT created_at FROM users UNION ALL SELECT created_at FROM personal_access_tokens")
+    assert all(ticketapi.parse_time(row[0]) > NOON for row in times)
+
+
+REQUEST = "INSERT INTO api_audits VALUES (1, 2, 12, 'GET', 'x', 'x', 200, NULL, NULL, 1, NULL, NULL, NULL, NULL);"
+
+
+def test_what_is_no_text_in_its_log_becomes_one(run, original, desk, db):
+    change = f"""{REQUEST}
+        UPDATE api_audits SET user_id = 'x', token_id = NULL, path = x'2fff', user_agent = x'39', duration_ms = 'x', query = 5;
+    """
+    assert run("import", original(change), "--db", desk, "--audit")[1].endswith("1 request\n")
+    with closing(ticketapi.open_database(ticketapi.Settings(db=desk).audit_db, "audit")) as log:
+        row = dict(log.execute("SELECT * FROM api_audits").fetchone())
+    assert (row["path"], row["user_agent"], row["query"], row["request_body"]) == ("/\ufffd", "9", '{"body":"5"}', None)
+    assert (row["user_id"], row["token_id"], row["duration_ms"]) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("status_code", "status_code must be a whole number"), ("created_at", "created_at must be a UTC time")],
+)
+def test_what_its_log_must_say_is_named(run, original, desk, db, column, words):
+    code, out, err = run("import", original(f"{REQUEST} UPDATE api_audits SET {column} = 'x'"), "--db", desk, "--audit")
+    assert (code, out, err.startswith(f"ticketapi: request 1: {words}")) == (1, "", True)
+    assert rows_of(desk) == []
 
 
 def test_the_file_itself_is_only_read(run, original, desk, db, tmp_path):
