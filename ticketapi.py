@@ -131,6 +131,7 @@ MICROSECONDS = 1_000_000  # in a second; times inside the program are whole micr
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # in seconds
 MINUTE_MICROSECONDS = MINUTE * MICROSECONDS
 NEVER = -(10**18)  # a moment before all others
+START_OF_TIME = -62_135_596_800 * MICROSECONDS  # the year 1
 END_OF_TIME = 253_370_764_800 * MICROSECONDS  # the year 9999 begins: times have four digits for the year
 RUNNING, FROZEN = "running", "frozen"  # what a desk's own clock may be
 MAX_SPEED = 100_000  # of a desk's own clock, in times the real one: a day takes less than a second
@@ -438,9 +439,10 @@ def read_status(text: str) -> range:
 def parse_moment(text: str) -> int:
     """Read a UTC time such as `2025-12-04T11:30:16Z`, as microseconds since 1970. Raises ValueError."""
     match = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})(?:\.([0-9]{1,6}))?Z", text)
-    if not match:
-        raise ValueError(f"{text!r} is no time; write 2025-12-04T11:30:16Z")
-    return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
+    with suppress(ValueError):  # of a day that there is not
+        if match:
+            return parse_time(f"{match[1]}.{match[2] or '':0<6}Z")
+    raise ValueError(f"{text!r} is no time; write 2025-12-04T11:30:16Z")
 
 
 def read_moment(text: str, now: int) -> int:
@@ -2461,6 +2463,16 @@ def insert_events(db: Connection, events: Iterable[tuple[int, int, str, str, str
     execute_many(db, sql, events)
 
 
+def find_first_kept(db: Connection, after: int) -> int:
+    """Return the change after which events are kept, when those after a number would be had no restore left numbers out."""
+    sql = """
+        SELECT :after - CASE WHEN value <= :after THEN 0 ELSE value - coalesce(
+            (SELECT last_change FROM events WHERE first_change <= value ORDER BY first_change DESC LIMIT 1), value) END
+        FROM counters
+        WHERE name = 'change'"""
+    return int(fetch_value(db, sql, after=after))
+
+
 def delete_old_events(db: Connection, until: int) -> None:
     """Delete rows of the log that hold no change after a number, but for the last few."""
     execute(db, "DELETE FROM events WHERE first_change <= :until - 499", until=until)
@@ -2513,6 +2525,11 @@ def find_change_before(db: Connection, at: str) -> int:
     return int(fetch_value(db, sql, at=at, minute_ago=format_time(parse_time(at) - MINUTE_MICROSECONDS)) or 0)
 
 
+# ======================================================================================================================
+# Room 5. More queries: comments, tokens, limits, the audit log, as in the room before. Touches .execute; never commits.
+# ======================================================================================================================
+
+
 def find_last_comment(db: Connection, ticket_id: int) -> tuple[int, int]:
     """Return the highest id of all comments, and how many a ticket has, 0 for none."""
     sql = """
@@ -2553,11 +2570,6 @@ def insert_comment(db: Connection, comment: Mapping[str, Any]) -> None:
         INSERT INTO comments (id, ticket_id, number, user_id, content, created_at)
         VALUES (:id, :ticket_id, :number, :user_id, :content, :created_at)"""
     execute(db, sql, **comment)
-
-
-# ======================================================================================================================
-# Room 5. More queries: tokens, limits, the audit log, as in the room before. Touches .execute; never commits.
-# ======================================================================================================================
 
 
 class Token(NamedTuple):
@@ -3467,7 +3479,7 @@ def log_events(db: Connection, changes: Sequence[Change], first: int, comment_id
     insert_events(db, rows)
     last = first + len(changes) - 1
     if last // EVENTS_IN_A_ROW > (first - 1) // EVENTS_IN_A_ROW:  # now and then, as readers leave out what is too old
-        delete_old_events(db, last - EVENTS_KEPT)
+        delete_old_events(db, find_first_kept(db, last - EVENTS_KEPT))
 
 
 def count_in_blocks(db: Connection, listing: int, keys: Iterable[int], step: int) -> None:
@@ -3992,14 +4004,18 @@ CLOCK_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {  # what reads a
 }
 
 
+class Advancing(Conflict):
+    """The clock is on its way to where somebody has set it."""
+
+
 def set_clock(db: Connection, wish: ClockWish, real: int) -> Simulation:
-    """Set a desk's clock; what is due until then is for `work_off`. Raises Conflict and InvalidFields."""
+    """Set a desk's clock; what is due until then is for `work_off`. Raises Advancing, Conflict and InvalidFields."""
     with transaction(db):
         simulation = find_simulation(db)
         if simulation is None or simulation.status is None:
             raise Conflict("This desk has no clock of its own; start its server with --clock, such as --clock now.")
         if simulation.target is not None:
-            raise Conflict(f"The clock is advancing to {format_time(simulation.target)}; wait until it is there.")
+            raise Advancing(f"The clock is advancing to {format_time(simulation.target)}; wait until it is there.")
         now, field = simulation.now(real), "advance" if wish.now is None else "now"
         target = now + (wish.advance or 0) if wish.now is None else wish.now
         if target < now:
@@ -4628,7 +4644,7 @@ def parse_series_request(query: Mapping[str, str], now: int) -> SeriesRequest:
     if since > now:
         errors["since"] = ["The since field must not lie in the future."]
     elif now // MICROSECONDS - start >= most * step:
-        errors["since"] = [f"The since field must not lie further back than {most} {bucket}s."]
+        errors["since"] = [f"The since field must lie less than {most} {bucket}s back."]
     if errors:
         raise InvalidFields(errors)
     return SeriesRequest(bucket, step, start)
@@ -4793,8 +4809,8 @@ class FeedRequest(NamedTuple):
 def read_start_time(text: str, now: int) -> int:
     """Read Unix seconds, a UTC time, or a duration before now, as microseconds since 1970. Raises ValueError."""
     number = whole_number(text)
-    moment = number * MICROSECONDS if number is not None else max(0, read_moment(trim(text), now))
-    if not 0 <= moment <= now:
+    moment = max(START_OF_TIME, read_moment(trim(text), now) if number is None else number * MICROSECONDS)
+    if (number or 0) < 0 or moment > now:
         raise ValueError("out of range")
     return moment
 
@@ -4822,7 +4838,9 @@ find_epoch: Callable[[Connection], int] = partial(get_counter, name="epoch")  # 
 def feed_page(asked: FeedRequest, data: bytes, count: int, last: int, end: int, epoch: int) -> ListBody:
     """Write a page of a feed that goes on: `last` is its last change, `end` the desk's. Its cursor never ends. Raises Gone."""
     if asked.after is not None and asked.epoch != epoch:
-        raise Gone("A snapshot was restored since this cursor was given out; read the export from the start.")
+        raise Gone(
+            "A snapshot was restored since this cursor was given out; empty your copy, and read the export from the start."
+        )
     cursor, more = encode_cursor(Cursor(last, True, epoch), asked.url), last < end
     following = f"{asked.url}?cursor={cursor}" + (f"&per_page={asked.per_page}" if asked.keep_per_page else "")
     links = {"first": None, "last": None, "prev": None, "next": following if more else None}
@@ -4861,7 +4879,7 @@ class Event(NamedTuple):
 def event_ends(db: Connection) -> tuple[int, int]:
     """Return the change before the first event that is kept, and the last change; raises nothing for an empty log."""
     first, last = find_event_ends(db)[0], find_last_change(db)
-    return (max(first - 1, last - EVENTS_KEPT) if first else last), last
+    return (max(first - 1, find_first_kept(db, last - EVENTS_KEPT)) if first else last), last
 
 
 def row_changes(row: Row) -> Iterator[tuple[int, str, int, int | None]]:
@@ -7898,11 +7916,11 @@ CONDITIONS: Fields = {
     "method": ('"(GET|HEAD|POST|PUT|PATCH|DELETE)"', "must be GET, HEAD, POST, PUT, PATCH or DELETE"),
     "token": ("[1-9][0-9]{0,17}", "must be the id of a token"),
     "share": (r"[01]|0\.[0-9]+|[0-9.]+e-[0-9]+", "must be a number between 0 and 1"),
-    "first": ("[1-9][0-9]{0,8}", "must be an integer of at least 1"),
-    "for": ('"([1-9][0-9]{0,4}[smh]|[1-9][0-9]{0,3}d)"', "must be a duration such as 30s or 5m"),
+    "first": ("[1-9][0-9]{0,8}", "must be an integer between 1 and 999999999"),
+    "for": ('"([1-9][0-9]{0,4}[smh]|[1-9][0-9]{0,3}d)"', "must be a duration such as 30s or 5m, between 1s and 9999d"),
 }
 PLAN: Fields = {
-    "seed": ("[0-9]{1,18}", "must be an integer below 10^18"),
+    "seed": ("[0-9]{1,18}", "must be an integer between 0 and 10^18 - 1"),
     "faults": ("", f"must be an array of at most {MAX_RULES} rules"),
 }
 TOGETHER = "(?=.)((status (retry_after )?)?(latency )?(body )?|(latency )?reset )"  # effects, in their order
@@ -7942,8 +7960,11 @@ def read_asked(text: str) -> dict[str, Any]:
     given, fields = dict[str, Any](), {**EFFECTS, "latency": (LATE, "must be a duration such as 300ms or 2s, a minute at most")}
     for part in filter(str.strip, text.split(";")):
         name, sign, value = (piece.strip() for piece in part.replace("-", "_").partition("="))
+        if name in given:
+            raise BadRequest(f"The X-Ticketapi-Fault header names {name} twice.")
         number = int(value) if re.fullmatch("[0-9]{1,5}", value) else None
-        given[name] = {"fixed": value} if name == "latency" else (value or not sign) if number is None else number
+        word = True if value == "true" else value or not sign
+        given[name] = {"fixed": value} if name == "latency" else word if number is None else number
     for messages in find_errors(given, "X-Ticketapi-Fault.", fields).values():
         raise BadRequest(messages[0])
     return given
@@ -10813,9 +10834,15 @@ def turn_clock(settings: Settings, wish: ClockWish) -> None:
     open_desk(settings).close()  # none is made
     clock = Clock()
     with closing(open_database(settings.db, "desk")) as db:
-        pass_time(db, clock)  # what is under way comes first
-        set_clock(db, wish, clock.wall())
+        epoch = None
+        while epoch is None:
+            pass_time(db, clock)  # what is under way comes first
+            with suppress(Advancing):  # somebody else was faster
+                set_clock(db, wish, clock.wall())
+                epoch = find_epoch(db)
         pass_time(db, clock)
+        if find_epoch(db) != epoch:
+            raise TicketApiError("a snapshot was restored meanwhile, and the clock shows what it was saved with; set it anew")
         show_clock_state(settings, find_simulation(db))
 
 

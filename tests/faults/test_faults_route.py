@@ -135,9 +135,9 @@ WRONG = {  # values of each field, and what is said of them
     "method": ("must be GET, HEAD, POST, PUT, PATCH or DELETE", ["get", "TRACE", 1]),
     "token": ("must be the id of a token", [0, -1, 1.5, "7", True, 10**18, "tkt_x"]),
     "share": ("must be a number between 0 and 1", [-0.1, 1.01, 2, "0.5", True, [0.5], 1e9]),
-    "first": ("must be an integer of at least 1", [0, -1, 1.5, "3", True, 10**9]),
+    "first": ("must be an integer between 1 and 999999999", [0, -1, 1.5, "3", True, 10**9]),
     "for": (
-        "must be a duration such as 30s or 5m",
+        "must be a duration such as 30s or 5m, between 1s and 9999d",
         ["0", "0s", "30", 30, "30 s", "-1s", "1w", "99999d", "100000s", "", ["30s"]],
     ),
     "status": (STATUS, [399, 600, 200, "503", 503.5, True, -503]),
@@ -185,7 +185,7 @@ def test_a_rule_that_makes_no_sense_is_named_by_its_place(api, operator, rule, p
         ),
         ({"faults": [DOWN] * 101}, "faults", "must be an array of at most 100 rules"),
         *(
-            ({"faults": [], "seed": seed}, "seed", "must be an integer below 10^18")
+            ({"faults": [], "seed": seed}, "seed", "must be an integer between 0 and 10^18 - 1")
             for seed in (-1, 1.5, "3", True, 10**18, [3])
         ),
         ({"faults": [], "data": {}}, "data", "is none of seed, faults"),
@@ -423,6 +423,22 @@ def test_a_header_that_makes_no_sense_is_a_400_that_names_the_part(api, operator
     answer = api.get("/api/stats", token=operator, headers={HEADER: text})
     assert (answer.status, answer.json) == (400, {"message": f"The {HEADER}{part} field {words}."})
     assert api.get("/api/stats", token=token, headers={HEADER: text}).status == 200
+
+
+def test_reset_may_be_said_to_be_true_as_in_a_rule(api, operator):
+    assert (
+        ticketapi.read_asked("reset=true; latency=1s")
+        == ticketapi.read_asked("latency=1s;reset")
+        == {
+            "reset": True,
+            "latency": {"fixed": "1s"},
+        }
+    )
+
+
+def test_a_part_that_is_there_twice_is_refused(api, operator):
+    answer = api.get("/api/stats", token=operator, headers={HEADER: "status=503; status=504"})
+    assert (answer.status, answer.json) == (400, {"message": f"The {HEADER} header names status twice."})
 
 
 # Who sees them -----------------------------------------------------------------------------------

@@ -198,6 +198,23 @@ def test_after_what_is_no_event_there_is_nothing(served, db, pen, text, status):
     assert served.open == 0
 
 
+@pytest.mark.parametrize(
+    ("query", "headers", "named"),
+    [
+        ("?after=x", "", "after field"),
+        ("?after=x", "Last-Event-ID: 2\r\n", "after field"),
+        ("", "Last-Event-ID: x\r\n", "Last-Event-ID header"),
+    ],
+)
+def test_what_is_no_id_is_named(served, db, pen, query, headers, named):
+    add(db, 5)
+    client = served.follow(pen, query, headers)
+    assert client.status == 422
+    while len(client.data) < int(client.headers["content-length"]):
+        client.more()
+    assert json.loads(client.data)["message"] == f"The {named} must be the id of an event."
+
+
 def test_head_opens_none(served, db, pen):
     client = served.follow(pen, method="HEAD")
     assert (client.status, client.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")

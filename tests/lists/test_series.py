@@ -145,8 +145,8 @@ NO_TIME = "The since field must be a duration such as 7d, or a UTC time such as 
         ("?since=2025-13-04T11:30:16Z", {"since": NO_TIME}),
         ("?since=2025-12-04T24:30:16Z", {"since": NO_TIME}),
         ("?since=2025-12-04T12:00:01Z", {"since": "The since field must not lie in the future."}),
-        ("?since=100d", {"since": "The since field must not lie further back than 2400 hours."}),
-        ("?since=3653d&bucket=day", {"since": "The since field must not lie further back than 3653 days."}),
+        ("?since=100d", {"since": "The since field must lie less than 2400 hours back."}),
+        ("?since=3653d&bucket=day", {"since": "The since field must lie less than 3653 days back."}),
         ("?since=9&bucket=9", {"bucket": "The bucket field must be hour or day.", "since": NO_TIME}),
     ],
 )  # fmt: skip

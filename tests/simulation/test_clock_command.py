@@ -10,6 +10,8 @@ import ticketapi
 from simulation.conftest import START, begin
 from ticketapi import format_time
 
+HOUR = 3600 * 10**6
+
 
 @pytest.fixture
 def place(desk):
@@ -190,3 +192,32 @@ def test_the_intervals_of_the_options_are_those_of_a_clock_too(serve, tmp_path):
     with closing(ticketapi.connect(db)) as connection:
         profile = ticketapi.read_profile(json.loads(ticketapi.find_simulation(connection).profile))
     assert (profile.arrive_every, profile.close_every) == (10, 0)
+
+
+def test_one_waits_for_another_that_was_faster(run, timed_desk, monkeypatch):
+    begun, taken, set_clock = shown(run, timed_desk)["now"], [], ticketapi.set_clock
+
+    def others_first(db, wish, real):
+        if not taken:
+            taken.append(set_clock(db, ticketapi.ClockWish(advance=HOUR), real))
+        return set_clock(db, wish, real)
+
+    monkeypatch.setattr(ticketapi, "set_clock", others_first)
+    ended = shown(run, timed_desk, "advance", "2h")["now"]
+    assert ticketapi.parse_time(ended) == ticketapi.parse_time(begun) + 3 * HOUR
+
+
+def test_an_advance_that_a_restore_has_ended_has_failed(run, db, timed_desk, monkeypatch):
+    pass_time, turns = ticketapi.pass_time, []
+
+    def restored(connection, clock):
+        pass_time(connection, clock)
+        turns.append(1)
+        if len(turns) == 2:
+            with ticketapi.transaction(db):
+                ticketapi.add_to_counter(db, "epoch", 1)
+
+    monkeypatch.setattr(ticketapi, "pass_time", restored)
+    code, out, err = run("clock", "advance", "2h", "--db", timed_desk)
+    assert (code, out) == (1, "")
+    assert err == "ticketapi: a snapshot was restored meanwhile, and the clock shows what it was saved with; set it anew\n"

@@ -276,3 +276,26 @@ def test_a_repair_leaves_epoch_and_numbers_alone(desk, run):
         db.execute("UPDATE ticket_counts SET tickets = tickets + 1")
     assert run("check", "--repair", "--db", desk)[0] == 0
     assert ask(desk, "SELECT name, value FROM counters ORDER BY name") == before
+
+
+def test_events_of_the_snapshot_stay_whatever_numbers_were_left_out(desk, monkeypatch):
+    monkeypatch.setattr(ticketapi, "EVENTS_KEPT", 3000)
+    with closing(ticketapi.open_database(desk, "desk")) as db:
+        ticketapi.generate_tickets(db, 1000, NOON, 1)
+        first, last = ticketapi.event_ends(db)
+    save(desk)
+    for number in range(1, 4):
+        with closing(ticketapi.open_database(desk, "desk")) as db:
+            ticketapi.generate_tickets(db, 2500, NOON + number * HOUR, 1)
+        restore(desk)
+        with closing(ticketapi.open_database(desk, "desk")) as db:
+            begin = ticketapi.find_last_change(db)
+            assert ticketapi.event_ends(db) == (first, begin)
+            ticketapi.generate_tickets(db, 500, NOON + number * HOUR, 1)
+            assert ticketapi.event_ends(db)[0] == first
+    with closing(ticketapi.open_database(desk, "desk")) as db:
+        ticketapi.generate_tickets(db, 2000, NOON + 9 * HOUR, 1)
+        begin = counter(desk, "change")
+        assert ticketapi.event_ends(db)[0] == last - (3000 - 2500)  # so many of before are left
+        ticketapi.generate_tickets(db, 1000, NOON + 10 * HOUR, 1)
+        assert ticketapi.event_ends(db) == (begin + 500, begin + 3500)
