@@ -146,6 +146,18 @@ def test_plain_python_copies_the_desk_and_then_reads_what_has_changed_since(serv
     assert (len(first), len(asked(tmp_path, "api/tickets/export"))) == (5, 6)
 
 
+def test_plain_python_begins_anew_when_a_snapshot_was_restored(serve, tmp_path, sync):
+    with desk_of(tmp_path) as db:
+        ticketapi.generate_history(db, 1000, 30 * ticketapi.DAY, ticketapi.wall_microseconds(), seed=7)
+    served = serve("--no-scheduler")
+    ticketapi.save_snapshot(tmp_path / "ticketapi.db", "kept", ticketapi.wall_microseconds())
+    live(tmp_path)
+    assert len(sync(served)) > 1000
+    ticketapi.restore_snapshot(tmp_path / "ticketapi.db", "kept", ticketapi.wall_microseconds())
+    for _ in range(2):
+        assert sync(served) == on_the_desk(tmp_path)
+
+
 def test_plain_python_waits_where_the_limit_says_so(serve, tmp_path, token, sync):
     with desk_of(tmp_path) as db:
         ticketapi.generate_tickets(db, 300, ticketapi.wall_microseconds(), seed=7)
