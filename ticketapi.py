@@ -8731,7 +8731,7 @@ def send(answer: Answer) -> bytes:
 
 def matches_etag(wanted: str, etag: str) -> bool:
     """Tell whether an If-None-Match header names an ETag; weak comparison, as RFC 9110 section 13.1.2 asks for."""
-    tags = [text.strip(" \t") for text in wanted.split(",")]
+    tags = [text.strip(" \t") for text in wanted.split(",")] if wanted else []
     return tags == ["*"] or etag in [tag.removeprefix("W/") for tag in tags]
 
 
