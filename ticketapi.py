@@ -2464,7 +2464,7 @@ def insert_events(db: Connection, events: Iterable[tuple[int, int, str, str, str
 
 
 def find_first_kept(db: Connection, after: int) -> int:
-    """Return the change after which events are kept, when those after a number would be had no restore left numbers out."""
+    """Return the change after which events are kept: a number, or further back by what a restore left out since."""
     sql = """
         SELECT :after - CASE WHEN value <= :after THEN 0 ELSE value - coalesce(
             (SELECT last_change FROM events WHERE first_change <= value ORDER BY first_change DESC LIMIT 1), value) END
@@ -5191,6 +5191,12 @@ def cut_text(text: str, limit: int) -> str:
     return TOKEN_START.sub(REDACTED, redact_text(text[: limit + TOKEN_LENGTH]))
 
 
+@lru_cache(maxsize=64)
+def audit_text(text: str, limit: int) -> str:
+    """Return a text that a client chose as the audit log keeps it."""
+    return escape(cut_text(text, limit))[:limit]
+
+
 def audit_payload(value: Any) -> str | None:
     """Write a query or body as the audit log keeps it: a JSON object of at most MAX_AUDIT_BYTES, or None."""
     if not value:
@@ -6122,7 +6128,6 @@ EVENTS_LOOK, EVENTS_LOOKS = 500, 20  # events that are read at once, and how oft
 MAX_ANSWER_BYTES = 65_536  # of an answer's header
 NAT64, GLOBAL_UNICAST = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2000::/3")
 NOBODYS = tuple(map(ipaddress.ip_network, ("3fff::/20", "192.88.99.0/24", "192.0.0.0/24")))  # RFC 9637, 7526 and 6890
-
 
 Resolver = Callable[[str, int, float], Sequence[str]]  # takes host, port and seconds
 Bits = Callable[[int], int]  # gives so many random bits
@@ -7621,8 +7626,8 @@ def read_request(row: Mapping[str, Any], now: int) -> dict[str, Any]:
     created = read_past(row, "created_at", now, errors)
     refuse_first(f"request {row['id']}", errors)
     read |= {key: audit_payload(parse_body(read[key].encode(), "")) for key in ("query", "request_body")}
-    read["path"] = escape(cut_text(read["path"], MAX_AUDIT_PATH))[:MAX_AUDIT_PATH]
-    read["user_agent"] = escape(cut_text(read["user_agent"], MAX_AUDIT_USER_AGENT))[:MAX_AUDIT_USER_AGENT] or None
+    read["path"] = audit_text(read["path"], MAX_AUDIT_PATH)
+    read["user_agent"] = audit_text(read["user_agent"], MAX_AUDIT_USER_AGENT) or None
     duration, created_at = row["duration_ms"], format_time(now if created is None else created)
     read |= {"route_name": read["route_name"] or None, "duration_ms": max(0, duration) if type(duration) is int else 0}
     return read | {"created_at": created_at, "request_id": None}
@@ -7961,7 +7966,7 @@ def read_asked(text: str) -> dict[str, Any]:
     for part in filter(str.strip, text.split(";")):
         name, sign, value = (piece.strip() for piece in part.replace("-", "_").partition("="))
         if name in given:
-            raise BadRequest(f"The X-Ticketapi-Fault header names {name} twice.")
+            raise BadRequest(f"The X-Ticketapi-Fault header names {cut_text(escape(name), 60)} twice.")
         number = int(value) if re.fullmatch("[0-9]{1,5}", value) else None
         word = True if value == "true" else value or not sign
         given[name] = {"fixed": value} if name == "latency" else word if number is None else number
@@ -8264,12 +8269,6 @@ class AuditHook:
         if limit and not limit.allowed:
             headers["Retry-After"] = str(limit.next_in)
         return headers
-
-
-@lru_cache(maxsize=64)
-def audit_text(text: str, limit: int) -> str:
-    """Return a text that a client chose as the audit log keeps it."""
-    return escape(cut_text(text, limit))[:limit]
 
 
 def audit_row(environ: dict[str, Any], status: int, tick: float) -> dict[str, Any]:

@@ -439,6 +439,8 @@ def test_reset_may_be_said_to_be_true_as_in_a_rule(api, operator):
 def test_a_part_that_is_there_twice_is_refused(api, operator):
     answer = api.get("/api/stats", token=operator, headers={HEADER: "status=503; status=504"})
     assert (answer.status, answer.json) == (400, {"message": f"The {HEADER} header names status twice."})
+    odd = api.get("/api/stats", token=operator, headers={HEADER: ";".join(["\x9b" * 100] * 2)}).json["message"]
+    assert (odd.isprintable(), len(odd) < 200) == (True, True)
 
 
 # Who sees them -----------------------------------------------------------------------------------

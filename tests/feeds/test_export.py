@@ -173,6 +173,12 @@ def test_a_start_before_all_gives_all_and_one_after_all_gives_nothing(api, pen, 
     assert ids(walk(api, pen, f"{URL}?cursor={cursor}")[0]) == [31]
 
 
+@pytest.mark.parametrize("text", ["1h", "0s", "36500d", "1000-02-15T00:00:00Z"])
+def test_a_desk_of_before_1970_takes_a_start_too(text):
+    now = ticketapi.parse_time("1000-02-15T00:00:00.000000Z")
+    assert ticketapi.START_OF_TIME <= ticketapi.read_start_time(text, now) <= now
+
+
 def test_what_was_told_counts_and_not_when_a_ticket_came(api, db, pen, clock):
     ticketapi.generate_history(db, 50, 86_400 * 30, clock.wall(), seed=1)
     tickets, _ = walk(api, pen, f"{URL}?start_time=1m&per_page=200")
